@@ -1,0 +1,1 @@
+"""Federated fine-tuning of a 3D foundation model for dementia classification from brain MRI."""

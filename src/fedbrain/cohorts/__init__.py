@@ -1,0 +1,1 @@
+"""From cohort tables to scans, labels, splits and the embedded phantom study."""

@@ -1,0 +1,1 @@
+"""Performance on held-out test subjects, with intervals."""

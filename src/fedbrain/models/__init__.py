@@ -1,0 +1,1 @@
+"""The image encoder, the classification heads and the embeddings cached between them."""

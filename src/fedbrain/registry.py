@@ -1,0 +1,66 @@
+"""What the config may name, and where it lives: one line per thing.
+
+A plain table, so that the config can be checked without importing torch, and so that a new line here does not count as
+a change of the code that existing results were made with.
+"""
+
+from difflib import get_close_matches
+from importlib import import_module
+
+from fedbrain.errors import StudyError
+
+REGISTRY = {
+    "head": {
+        "linear": "fedbrain.models.heads:LinearHead",
+        "conv_s": "fedbrain.models.heads:conv_s",
+        "conv_l": "fedbrain.models.heads:conv_l",
+    },
+    "tuning": {
+        "frozen": "fedbrain.federated.sharing:FROZEN",
+    },
+    "aggregation": {
+        "simpleavg": "fedbrain.federated.aggregation.averages:SimpleAvg",
+        "fedavg": "fedbrain.federated.aggregation.averages:FedAvg",
+        "fedce": "fedbrain.federated.aggregation.fedce:FedCE",
+        "rate_my_lora": "fedbrain.federated.aggregation.rate_my_lora:RateMyLoRA",
+    },
+    "encoder": {
+        "sam_med3d": "fedbrain.models.sam_med3d:load_image_encoder",
+    },
+    "brain_extractor": {
+        "deepbet": "fedbrain.imaging.brain_extraction:deepbet",
+        "provided": "fedbrain.imaging.brain_extraction:provided",
+    },
+    "intensity": {
+        "encoder": "fedbrain.imaging.intensity:encoder_zscore",
+        "zscore": "fedbrain.imaging.intensity:zscore",
+        "minmax": "fedbrain.imaging.intensity:minmax",
+        "none": "fedbrain.imaging.intensity:unchanged",
+    },
+}
+
+REFERENCES = ("centralized", "local")  # stand in the aggregation's place in a cell: all scans pooled, each client alone
+
+
+def names(kind: str) -> list[str]:
+    """All names of a kind."""
+    return list(REGISTRY[kind])
+
+
+def module_of(kind: str, name: str) -> str:
+    """The module that defines ``name``."""
+    return _entry(kind, name).partition(":")[0]
+
+
+def lookup(kind: str, name: str):
+    """The object that ``name`` stands for. Raises StudyError, with the nearest name, for an unknown one."""
+    module, _, attribute = _entry(kind, name).partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _entry(kind: str, name: str) -> str:
+    if name not in REGISTRY[kind]:
+        near = get_close_matches(str(name), names(kind), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise StudyError(f"unknown {kind.replace('_', ' ')} {name!r}{hint} Known: {', '.join(names(kind))}")
+    return REGISTRY[kind][name]

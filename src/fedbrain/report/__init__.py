@@ -1,0 +1,1 @@
+"""The page that tells the study in words and tables."""

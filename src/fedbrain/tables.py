@@ -1,0 +1,131 @@
+"""The tables that pass between stages: TSV with a header, explicit column types, written atomically.
+
+Missing values are written ``n/a``, as BIDS does. Identifiers stay strings (``007`` is not 7).
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+from fedbrain.errors import StudyError
+
+MISSING = "n/a"
+
+TEXT, WHOLE, REAL = "string", "Int64", "Float64"  # nullable types, so that a missing age stays missing
+
+SCANS = {  # results/cohorts/{cohort}/scans.tsv, one row per scan that takes part
+    "scan": TEXT,  # sub-{subject}[_ses-{session}], unique within the cohort
+    "subject": TEXT,
+    "session": TEXT,
+    "path": TEXT,
+    "mask": TEXT,  # a brain mask that the user provides, or n/a
+    "label": WHOLE,  # 0 or 1
+    "diagnosis": TEXT,
+    "age": REAL,  # years
+    "sex": TEXT,
+    "site": TEXT,
+    "fingerprint": TEXT,
+    "shard": WHOLE,
+}
+EXCLUDED = {"row": WHOLE, "subject": TEXT, "session": TEXT, "path": TEXT, "diagnosis": TEXT, "reason": TEXT}
+MANIFEST = {"scan": TEXT, "subject": TEXT, "session": TEXT, "path": TEXT, "mask": TEXT, "fingerprint": TEXT}
+SPLITS = {"cohort": TEXT, "subject": TEXT, "person": TEXT, "label": WHOLE, "split": TEXT}
+VOLUMES = {  # results/volumes/{cohort}/{shard}.tsv, one row per scan of the shard; QC columns follow these
+    "scan": TEXT,
+    "subject": TEXT,
+    "session": TEXT,
+    "status": TEXT,  # ok or failed
+    "reason": TEXT,
+    "fingerprint": TEXT,
+    "size": WHOLE,  # bytes of the source file
+    "mtime_ns": WHOLE,
+    "sha256": TEXT,  # of the source file
+    "key": TEXT,  # digest of source, recipe and versions: what decides whether a volume is computed again
+    "reused": WHOLE,  # 1 where the volume of an earlier run was kept
+    "seconds": REAL,
+}
+HISTOGRAM = {"stage": TEXT, "start": REAL, "width": REAL, "count": WHOLE}  # stage before or after normalization
+ROUNDS = {  # results/runs/{cell}/seed-{seed}/rounds.tsv
+    "round": WHOLE,
+    "client": TEXT,
+    "status": TEXT,  # ok or failed
+    "reason": TEXT,
+    "scans": WHOLE,  # training scans of the client
+    "loss": REAL,  # mean training loss of this round's local training
+    "validation_loss": REAL,  # of the new global model on the client's validation scans
+    "validation_score": REAL,  # balanced accuracy of the same
+    "weight": REAL,  # contribution weight in the aggregation
+    "bytes_down": WHOLE,
+    "bytes_up": WHOLE,
+    "seconds": REAL,
+}
+PREDICTIONS = {"cohort": TEXT, "subject": TEXT, "session": TEXT, "label": WHOLE, "score": REAL}
+PERFORMANCE = {
+    "head": TEXT,
+    "tuning": TEXT,
+    "aggregation": TEXT,
+    "client": TEXT,  # a cohort, or "pooled"
+    "metric": TEXT,
+    "value": REAL,  # mean over seeds
+    "low": REAL,
+    "high": REAL,
+    "seed_sd": REAL,
+    "seeds": WHOLE,
+    "subjects": WHOLE,
+    "positives": WHOLE,
+    "negatives": WHOLE,
+    "note": TEXT,  # why a value is missing, in words
+}
+
+
+@contextmanager
+def written_atomically(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it is renamed to ``path``, on failure it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last, since writers (nibabel, matplotlib) choose the format by it.
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(frame: pd.DataFrame, path: str | os.PathLike) -> None:
+    """Writes ``frame`` as TSV, without its index."""
+    with written_atomically(path) as temporary:
+        frame.to_csv(temporary, sep="\t", index=False, na_rep=MISSING, lineterminator="\n")
+
+
+def write_text(text: str, path: str | os.PathLike) -> None:
+    """Writes ``text`` as UTF-8."""
+    with written_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_table(path: str | os.PathLike, types: Mapping[str, str]) -> pd.DataFrame:
+    """Reads a TSV; the columns in ``types`` must be there and get these types, further columns are read as they are.
+
+    Raises StudyError where a column is missing or a value does not fit its type.
+    """
+    try:
+        frame = pd.read_csv(path, sep="\t", dtype=dict(types), na_values=[MISSING], keep_default_na=False)
+    except (ValueError, TypeError, pd.errors.ParserError) as error:
+        raise StudyError(f"{path}: not a readable table: {error}") from error
+    missing = [name for name in types if name not in frame.columns]
+    if missing:
+        raise StudyError(f"{path}: column {', '.join(missing)} is missing; delete the file and run again")
+    return frame
+
+
+def concatenate(paths, types: Mapping[str, str]) -> pd.DataFrame:
+    """Reads several tables of one kind into one; no path gives an empty table with the right columns."""
+    frames = [read_table(path, types) for path in paths]
+    filled = [frame for frame in frames if len(frame)]
+    if filled:
+        return pd.concat(filled, ignore_index=True)
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
