@@ -1,0 +1,59 @@
+"""Which files of this library a rule's result depends on, found by reading import statements.
+
+A rule declares these files as inputs, so that an edit reruns exactly the rules whose code it touches. The registry is
+left out on purpose: a new line in it changes no existing result, and the module behind a name that a job really uses is
+declared by that job.
+"""
+
+import ast
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+LEFT_OUT = {"fedbrain.registry", "fedbrain.errors"}
+
+
+def closure(start: Iterable[str | Path]) -> list[Path]:
+    """All modules of fedbrain that the given scripts or modules import, directly or not, and the given ones themselves.
+
+    ``start`` holds dotted module names or paths of scripts. Imports inside functions count too. Sorted, absolute.
+    """
+    found: set[Path] = set()
+    waiting = [_path_of(item) if isinstance(item, str) and "/" not in item else Path(item).resolve() for item in start]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting.extend(_imports(path))
+    return sorted(found)
+
+
+def _path_of(module: str) -> Path:
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@cache
+def _imports(path: Path) -> tuple[Path, ...]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            # "from fedbrain.models import heads" may name a module or a thing within one
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in submodules if name.startswith("fedbrain.") and _path_of(name).is_file()}
+            names.update(modules or {node.module})
+            if modules and len(modules) < len(submodules):
+                names.add(node.module)
+    wanted = {name for name in names if name.split(".")[0] == "fedbrain" and name not in LEFT_OUT}
+    paths = (_path_of(name) for name in wanted)
+    # An __init__.py that only holds a docstring decides nothing.
+    return tuple(path for path in paths if path.is_file() and not _is_docstring_only(path))
+
+
+@cache
+def _is_docstring_only(path: Path) -> bool:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)

@@ -1,0 +1,164 @@
+"""The study's config: checked as a whole before anything runs, defaults filled in, the grid unrolled into cells."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
+
+from fedbrain import registry
+from fedbrain.errors import StudyError
+
+SOURCES = ("table", "bids", "phantom")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One point of the grid; ``aggregation`` may also be a reference, ``centralized`` or ``local``."""
+
+    head: str
+    tuning: str
+    aggregation: str
+
+    def __str__(self) -> str:
+        return f"{self.head}/{self.tuning}/{self.aggregation}"
+
+
+def read_schema(path: str | Path) -> dict:
+    """Reads a JSON schema that is written as YAML."""
+    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+
+
+def checked(config: Mapping, schema: Mapping) -> dict:
+    """Returns a copy of ``config`` with every default filled in.
+
+    Raises StudyError that names the key, what is wrong with it, and the mend: unknown keys with the nearest known one,
+    unknown heads, aggregations and the like, cohorts without exactly one source, fractions that leave no training data.
+    """
+    result = copy.deepcopy(dict(config))
+    errors = sorted(_FillingValidator(schema).iter_errors(result), key=lambda error: (len(error.path), str(error.path)))
+    if errors:
+        raise StudyError("config: " + "\nconfig: ".join(_explain(error) for error in errors))
+    problems = list(_problems(result))
+    if problems:
+        raise StudyError("config: " + "\nconfig: ".join(problems))
+    return result
+
+
+def cells(config: Mapping) -> dict[Cell, list[int]]:
+    """The grid, unrolled: every cell with its seeds, in the order of the blocks, each cell once."""
+    result: dict[Cell, list[int]] = {}
+    for block in config["grid"]:
+        for head in block["heads"]:
+            for tuning in block["tunings"]:
+                for aggregation in block["aggregations"]:
+                    seeds = result.setdefault(Cell(head, tuning, aggregation), [])
+                    seeds.extend(seed for seed in block["seeds"] if seed not in seeds)
+    return result
+
+
+def training_options(config: Mapping, head: str) -> dict:
+    """The training options of one head: the defaults, and over them what the config says for this head."""
+    options = {key: value for key, value in config["training"].items() if key != "heads"}
+    return options | config["training"]["heads"].get(head, {})
+
+
+def aggregation_options(config: Mapping, aggregation: str) -> dict:
+    """The options of one aggregation rule; empty for those without any."""
+    return dict(config["aggregation"].get(aggregation, {}))
+
+
+def cohort_labels(config: Mapping, cohort: str) -> dict[str, int]:
+    """The label map of a cohort: its own, or the study's."""
+    return dict(config["cohorts"][cohort].get("labels", config["labels"]))
+
+
+def _fill_defaults(validator, properties, instance, schema) -> Iterator[ValidationError]:
+    if isinstance(instance, dict):
+        for name, subschema in properties.items():
+            if "default" in subschema:
+                instance.setdefault(name, copy.deepcopy(subschema["default"]))
+    yield from Draft202012Validator.VALIDATORS["properties"](validator, properties, instance, schema)
+
+
+# Defaults are filled in while the schema is walked, so that a default object gets the defaults of its own keys.
+_FillingValidator = extend(Draft202012Validator, {"properties": _fill_defaults})
+
+
+def _place(path) -> str:
+    return ".".join(str(part) for part in path) or "top level"
+
+
+def _explain(error: ValidationError) -> str:
+    place = _place(error.absolute_path)
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = list(error.schema.get("properties", {}))
+        messages = []
+        for key in error.instance:
+            if key not in known:
+                near = get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                messages.append(f"{place}: unknown key {key!r}; {hint}")
+        return "\nconfig: ".join(messages)
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return f"{place}: missing key {', '.join(map(repr, missing))}; add it (docs/configuration.md lists all keys)"
+    described = error.schema.get("description") if isinstance(error.schema, Mapping) else None
+    return f"{place}: {error.message}" + (f"; expected: {described}" if described else "")
+
+
+def _problems(config: Mapping) -> Iterator[str]:
+    for name, cohort in config["cohorts"].items():
+        given = [source for source in SOURCES if source in cohort]
+        if len(given) != 1:
+            what = " and ".join(given) or "nothing"
+            yield f"cohorts.{name}: needs exactly one of {', '.join(SOURCES)}, and has {what}"
+        if not {0, 1} <= set(cohort_labels(config, name).values()):
+            yield f"cohorts.{name}: its labels must name at least one diagnosis for 0 and one for 1"
+        if "phantom" in cohort:
+            from fedbrain.cohorts.phantom import OPTIONS
+
+            yield from _unknown_keys(f"cohorts.{name}.phantom", cohort["phantom"], OPTIONS)
+    if "pooled" in config["cohorts"]:
+        yield "cohorts.pooled: this name is taken (all clients together); choose another"
+    if config["splits"]["validation"] + config["splits"]["test"] >= 1:
+        yield "splits: validation and test together leave nothing to train on; their sum must stay under 1"
+    for kind, key in (("brain_extractor", "extractor"), ("intensity", "intensity")):
+        yield from _unknown_name(f"preprocessing.{key}", kind, config["preprocessing"][key])
+    yield from _unknown_name("encoder.name", "encoder", config["encoder"]["name"])
+    for index, block in enumerate(config["grid"]):
+        for kind, key in (("head", "heads"), ("tuning", "tunings"), ("aggregation", "aggregations")):
+            for name in block[key]:
+                if not (kind == "aggregation" and name in registry.REFERENCES):
+                    yield from _unknown_name(f"grid.{index}.{key}", kind, name)
+    for head in config["training"]["heads"]:
+        yield from _unknown_name(f"training.heads.{head}", "head", head)
+    for rule in config["aggregation"]:
+        yield from _unknown_name(f"aggregation.{rule}", "aggregation", rule)
+    weights = config["encoder"]["weights"]
+    if weights != "random" and not Path(weights).is_file():
+        yield (
+            f"encoder.weights: no file {weights}; put the released checkpoint sam_med3d_turbo.pth there (Hugging Face, "
+            "blueyo0/SAM-Med3D, Apache-2.0), or write weights: random for a control with an untrained encoder"
+        )
+
+
+def _unknown_keys(place: str, given: Mapping, known) -> Iterator[str]:
+    for key in given:
+        if key not in known:
+            near = get_close_matches(str(key), list(known), n=1)
+            yield f"{place}: unknown key {key!r}; " + (
+                f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            )
+
+
+def _unknown_name(place: str, kind: str, name: str) -> Iterator[str]:
+    try:
+        registry.module_of(kind, name)
+    except StudyError as error:
+        yield f"{place}: {error}"
