@@ -1,0 +1,41 @@
+# The front door: config and index are checked, the stages are included, `all` asks for the report's page.
+#
+#   snakemake --cores N                     on this machine
+#   snakemake --cores N --profile slurm     on a cluster
+#
+# profiles/default/config.yaml is read in either case; it says what makes a job run again.
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/cohorts.smk"
+include: "rules/preprocess.smk"
+include: "rules/embed.smk"
+include: "rules/train.smk"
+include: "rules/evaluate.smk"
+include: "rules/figures.smk"
+
+
+report: os.path.abspath("results/report/study.rst")
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        "results/report/study.rst",
+        "results/evaluation/performance.tsv",
+        figure_files(),
+
+
+onsuccess:
+    make_report()

@@ -1,0 +1,51 @@
+# Who takes part: simulated cohorts where the config asks for them, and the sides on which subjects stand.
+
+
+rule make_phantoms:
+    input:
+        manifest="results/cohorts/{cohort}/shards/{shard}.tsv",
+        code=code("make_phantoms.py"),
+    output:
+        table="results/phantoms/{cohort}/shard-{shard}.tsv",
+    log:
+        "results/logs/make_phantoms/{cohort}-{shard}.log",
+    benchmark:
+        "results/benchmarks/make_phantoms/{cohort}-{shard}.tsv"
+    params:
+        options=lambda wildcards: STUDY["cohorts"][wildcards.cohort]["phantom"],
+        seed=STUDY["seed"],
+    threads: 1
+    resources:
+        gpu=gpu("make_phantoms"),
+        mem_mb=lambda wildcards, attempt: work.doubling(2500, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5 + 0.5 * scans_in(wildcards.cohort, wildcards.shard), attempt),
+    conda:
+        ENVIRONMENT
+    script:
+        "../workflow_scripts/make_phantoms.py"
+
+
+rule split_subjects:
+    input:
+        scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
+        volumes=shards("results/volumes/{cohort}/{shard}.tsv"),
+        code=code("split_subjects.py"),
+    output:
+        splits="results/cohorts/splits.tsv",
+    log:
+        "results/logs/split_subjects.log",
+    benchmark:
+        "results/benchmarks/split_subjects.tsv"
+    params:
+        cohorts=COHORTS,
+        splits=STUDY["splits"],
+        seed=STUDY["seed"],
+    threads: 1
+    resources:
+        gpu=gpu("split_subjects"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    conda:
+        ENVIRONMENT
+    script:
+        "../workflow_scripts/split_subjects.py"

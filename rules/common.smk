@@ -1,0 +1,99 @@
+# What all stages share: the checked config, the index of scans, tables of work, and what a job asks of the machine.
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+
+from fedbrain import registry
+from fedbrain.cohorts import index as scan_index
+from fedbrain.study import code as study_code
+from fedbrain.study import config as study
+from fedbrain.study import resources as work
+
+
+def beside(*parts):
+    """A path of the checkout as seen from the working folder, the same on every machine."""
+    return os.path.relpath(os.path.join(workflow.basedir, *parts))
+
+
+STUDY = study.checked(config, study.read_schema(beside("rules", "schemas", "config.schema.yaml")))
+if workflow.is_main_process:
+    INDEX = scan_index.refresh(
+        STUDY,
+        study.read_schema(beside("rules", "schemas", "scans.schema.yaml")),
+        root="results/cohorts",
+        volumes="results/volumes",
+        phantoms="results/phantoms",
+    )
+else:
+    # The jobs of a running workflow must all see the scans that it was started with.
+    INDEX = scan_index.read_index("results/cohorts")
+
+COHORTS = list(STUDY["cohorts"])
+CELLS = study.cells(STUDY)
+ENCODER = STUDY["encoder"]["name"]
+CUT = "output"  # what is cached: the output of the whole, frozen encoder
+ENVIRONMENT = "../envs/fedbrain.yaml"
+
+
+wildcard_constraints:
+    cohort=r"[A-Za-z][A-Za-z0-9]*",
+    shard=r"\d+",
+    head=r"[a-z0-9_]+",
+    tuning=r"[a-z0-9_]+",
+    aggregation=r"[a-z0-9_]+",
+    seed=r"\d+",
+
+
+def code(script, *modules):
+    """The script, and the modules of the library that it uses: an edit of one of them makes the job run again."""
+    files = study_code.closure([beside("workflow_scripts", script), *modules])
+    return [os.path.relpath(path) for path in files]
+
+
+def gpu(rule):
+    """GPUs that the config gives a rule."""
+    return STUDY["resources"]["gpu"][rule]
+
+
+def cpu_threads(rule):
+    """CPU threads that the config gives a rule."""
+    return STUDY["resources"]["threads"][rule]
+
+
+def shards(pattern, cohort=None):
+    """``pattern`` for every shard that holds scans, of one cohort or of all."""
+    return [
+        pattern.format(cohort=name, shard=shard)
+        for name in ([cohort] if cohort else COHORTS)
+        for shard in INDEX[name]["shards"]
+    ]
+
+
+def runs(pattern):
+    """``pattern`` for every cell and seed of the grid."""
+    return [
+        pattern.format(head=cell.head, tuning=cell.tuning, aggregation=cell.aggregation, seed=seed)
+        for cell, seeds in CELLS.items()
+        for seed in seeds
+    ]
+
+
+def scans_in(cohort, shard):
+    """How many scans a shard holds."""
+    return INDEX[cohort]["shards"][shard]
+
+
+SCANS = sum(INDEX[cohort]["included"] for cohort in COHORTS)
+
+
+def make_report():
+    """Writes results/report.html; with the config as it was used, whatever came from the command line."""
+    with open("results/report/config.json", "w") as file:
+        json.dump(config, file, indent=1)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", workflow.main_snakefile, "--nolock", "--quiet", "all"]
+    command += ["--configfile", "results/report/config.json", "--report", "results/report.html"]
+    subprocess.run(command, check=True)
+    print(f"report: {os.path.abspath('results/report.html')}", file=sys.stderr)

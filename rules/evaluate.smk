@@ -1,0 +1,68 @@
+# What the cells are worth on the held-out test subjects, and the page that tells it.
+
+
+rule evaluate_cells:
+    input:
+        predictions=runs(f"{RUN}/predictions.tsv"),
+        splits="results/cohorts/splits.tsv",
+        code=code("evaluate_cells.py"),
+    output:
+        performance=report(
+            "results/evaluation/performance.tsv",
+            caption="report/performance.rst",
+            category="Tables",
+            labels={"table": "performance of every cell"},
+        ),
+    log:
+        "results/logs/evaluate_cells.log",
+    benchmark:
+        "results/benchmarks/evaluate_cells.tsv"
+    params:
+        cohorts=COHORTS,
+        evaluation=STUDY["evaluation"],
+        runs=[[cell.head, cell.tuning, cell.aggregation, seed] for cell, seeds in CELLS.items() for seed in seeds],
+        seed=STUDY["seed"],
+    threads: cpu_threads("evaluate_cells")
+    resources:
+        gpu=gpu("evaluate_cells"),
+        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(CELLS), attempt),
+        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(CELLS), attempt),
+    conda:
+        ENVIRONMENT
+    script:
+        "../workflow_scripts/evaluate_cells.py"
+
+
+rule study_page:
+    input:
+        scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
+        excluded=expand("results/cohorts/{cohort}/excluded.tsv", cohort=COHORTS),
+        volumes=shards("results/volumes/{cohort}/{shard}.tsv"),
+        splits="results/cohorts/splits.tsv",
+        performance="results/evaluation/performance.tsv",
+        summaries=runs(f"{RUN}/summary.json"),
+        code=code("study_page.py"),
+    output:
+        page="results/report/study.rst",
+    log:
+        "results/logs/study_page.log",
+    benchmark:
+        "results/benchmarks/study_page.tsv"
+    params:
+        study={
+            key: STUDY[key]
+            for key in ("title", "seed", "class_names", "splits", "preprocessing", "encoder", "evaluation", "aggregation")
+        },
+        phantoms=[cohort for cohort in COHORTS if "phantom" in STUDY["cohorts"][cohort]],
+        cohorts=COHORTS,
+        shards={cohort: list(INDEX[cohort]["shards"]) for cohort in COHORTS},
+        cells=[[cell.head, cell.tuning, cell.aggregation, seeds] for cell, seeds in CELLS.items()],
+    threads: 1
+    resources:
+        gpu=gpu("study_page"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    conda:
+        ENVIRONMENT
+    script:
+        "../workflow_scripts/study_page.py"

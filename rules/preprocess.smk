@@ -1,0 +1,42 @@
+# From heads to normalized brain volumes in MNI space, a shard of scans per job.
+
+
+def simulated(wildcards):
+    """The phantoms that a shard waits for; none for scans that are there already."""
+    if "phantom" in STUDY["cohorts"][wildcards.cohort]:
+        return [f"results/phantoms/{wildcards.cohort}/shard-{wildcards.shard}.tsv"]
+    return []
+
+
+# The volumes themselves are no declared outputs: Snakemake deletes those before a job starts, and a shard keeps the
+# volumes of all scans that have not changed. The table, written last, stands for them.
+rule preprocess_shard:
+    input:
+        manifest="results/cohorts/{cohort}/shards/{shard}.tsv",
+        phantoms=simulated,
+        code=code(
+            "preprocess_shard.py",
+            registry.module_of("brain_extractor", STUDY["preprocessing"]["extractor"]),
+            registry.module_of("intensity", STUDY["preprocessing"]["intensity"]),
+        ),
+    output:
+        table="results/volumes/{cohort}/{shard}.tsv",
+        intensity="results/volumes/{cohort}/{shard}_intensity.tsv",
+    log:
+        "results/logs/preprocess_shard/{cohort}-{shard}.log",
+    benchmark:
+        "results/benchmarks/preprocess_shard/{cohort}-{shard}.tsv"
+    params:
+        recipe=STUDY["preprocessing"],
+        folder=lambda wildcards: f"results/volumes/{wildcards.cohort}/{wildcards.shard}",
+    threads: cpu_threads("preprocess_shard")
+    resources:
+        gpu=gpu("preprocess_shard"),
+        mem_mb=lambda wildcards, attempt: work.preprocess_memory(attempt),
+        runtime=lambda wildcards, attempt: work.preprocess_minutes(
+            scans_in(wildcards.cohort, wildcards.shard), attempt
+        ),
+    conda:
+        ENVIRONMENT
+    script:
+        "../workflow_scripts/preprocess_shard.py"

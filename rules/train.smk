@@ -1,0 +1,48 @@
+# The federated grid: one job per cell and seed.
+
+RUN = "results/runs/{head}/{tuning}/{aggregation}/seed-{seed}"
+
+
+def cell_code(wildcards):
+    """The code of one cell: the engine, and the head, tuning and aggregation that the cell names."""
+    modules = [registry.module_of("head", wildcards.head), registry.module_of("tuning", wildcards.tuning)]
+    if wildcards.aggregation not in registry.REFERENCES:
+        modules.append(registry.module_of("aggregation", wildcards.aggregation))
+    return code("train_cell.py", *modules)
+
+
+rule train_cell:
+    input:
+        scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
+        splits="results/cohorts/splits.tsv",
+        summaries=shards(f"results/embeddings/{ENCODER}/{CUT}/{{cohort}}/{{shard}}.json"),
+        embeddings=ancient(shards(f"results/embeddings/{ENCODER}/{CUT}/{{cohort}}/{{shard}}.safetensors")),
+        code=cell_code,
+    output:
+        rounds=f"{RUN}/rounds.tsv",
+        predictions=f"{RUN}/predictions.tsv",
+        model=f"{RUN}/model.safetensors",
+        summary=f"{RUN}/summary.json",
+    log:
+        "results/logs/train_cell/{head}-{tuning}-{aggregation}-{seed}.log",
+    benchmark:
+        "results/benchmarks/train_cell/{head}-{tuning}-{aggregation}-{seed}.tsv"
+    params:
+        cohorts=COHORTS,
+        training=lambda wildcards: study.training_options(STUDY, wildcards.head),
+        aggregation=lambda wildcards: study.aggregation_options(STUDY, wildcards.aggregation),
+    threads: cpu_threads("train_cell")
+    resources:
+        gpu=gpu("train_cell"),
+        mem_mb=lambda wildcards, attempt: work.train_memory(SCANS, wildcards.head, attempt),
+        runtime=lambda wildcards, attempt: work.train_minutes(
+            SCANS,
+            study.training_options(STUDY, wildcards.head)["rounds"],
+            study.training_options(STUDY, wildcards.head)["local_epochs"],
+            wildcards.head,
+            attempt,
+        ),
+    conda:
+        ENVIRONMENT
+    script:
+        "../workflow_scripts/train_cell.py"

@@ -1,0 +1,306 @@
+"""The first page of the report: the study in words and tables.
+
+Written as reStructuredText with the tables as HTML, which is what Snakemake's report takes as its first page. It holds
+counts and results only, never a subject's id.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import pandas as pd
+
+NONE = "–"
+
+
+def study_page(
+    study: Mapping,
+    *,
+    phantoms: Sequence[str],
+    scans: Mapping[str, pd.DataFrame],
+    excluded: Mapping[str, pd.DataFrame],
+    volumes: Mapping[str, pd.DataFrame],
+    splits: pd.DataFrame,
+    performance: pd.DataFrame,
+    cells: Sequence[Sequence],
+    summaries: Sequence[Mapping],
+) -> str:
+    """The page as text.
+
+    Args:
+        study: title, seed, class_names, splits, preprocessing, encoder, evaluation and aggregation of the config.
+        phantoms: the cohorts that are simulated.
+        scans, excluded, volumes: per cohort (tables.SCANS, EXCLUDED, VOLUMES), in the order of the config.
+        splits: tables.SPLITS.
+        performance: tables.PERFORMANCE.
+        cells: head, tuning, aggregation and seeds of each cell.
+        summaries: what each run wrote about itself, one per cell and seed.
+    """
+    warnings = _warnings(study, phantoms, excluded, volumes, performance, summaries)
+    level = f"{100 * study['evaluation']['level']:g} %"
+    parts = [
+        _heading(study["title"], "="),
+        _html(_alarms(study, phantoms, summaries)),
+        _introduction(study, scans, cells),
+        _heading("Cohorts", "-"),
+        _html(_cohort_table(study, scans, excluded, volumes, splits)),
+        "Failed: scans that could not be read or did not pass a check; the reason stands under *Warnings* and in the "
+        "table of the shard. Left out: rows of the scan table that the study does not use.",
+        _heading("Main result", "-"),
+        _main_result(study, performance),
+        _html(_result_table(performance, list(scans))),
+        f"Mean over seeds, with {level} intervals from {study['evaluation']['resamples']:,} bootstrap resamples of test "
+        "subjects (all scans of a subject together, stratified by label). The intervals say nothing about other "
+        "cohorts, and with few test subjects they are wide. *Pooled* ranks the test subjects of all clients together; "
+        "for *local* it mixes the scores of different models. *SD over seeds* is the spread of the pooled AUC over runs.",
+        _heading("Cost", "-"),
+        _html(_cost_table(cells, summaries)),
+        "Bytes are counted from what was really sent, per round and client; local and centralized training send "
+        "nothing. Seconds are those of whole runs on the machine at hand, the mean over seeds.",
+        _heading("Warnings", "-"),
+        _html(_list(warnings) if warnings else "<p>None.</p>"),
+        _heading("How it was made", "-"),
+        _html(_method_table(study, summaries)),
+    ]
+    # The report renders this page as a Jinja template; nothing in it is meant as one.
+    return "{% raw %}\n" + "\n\n".join(parts) + "\n{% endraw %}\n"
+
+
+def _heading(text: str, underline: str) -> str:
+    return f"{text}\n{underline * len(text)}"
+
+
+def _html(text: str) -> str:
+    return ".. raw:: html\n\n" + "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _list(items: Sequence[str]) -> str:
+    return "<ul>\n" + "\n".join(f"<li>{escape(item)}</li>" for item in items) + "\n</ul>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence], *, left: int = 1) -> str:
+    """An HTML table; the first ``left`` columns are text, the others numbers. A cell that is a tuple is bold."""
+    side = ["left" if column < left else "right" for column in range(len(header))]
+    style = "padding:3px 10px;border-bottom:1px solid #d0d0d0;white-space:nowrap;vertical-align:top;text-align:"
+
+    def cell(tag: str, value, column: int) -> str:
+        text = escape(str(value[0] if isinstance(value, tuple) else value))
+        weight = ";font-weight:bold" if isinstance(value, tuple) or tag == "th" else ""
+        return f'<{tag} style="{style}{side[column]}{weight}">{text}</{tag}>'
+
+    lines = ['<div style="overflow-x:auto;margin:8px 0"><table style="border-collapse:collapse;font-size:90%">']
+    lines.append("<thead><tr>" + "".join(cell("th", name, i) for i, name in enumerate(header)) + "</tr></thead><tbody>")
+    lines += ["<tr>" + "".join(cell("td", value, i) for i, value in enumerate(row)) + "</tr>" for row in rows]
+    return "\n".join(lines) + "\n</tbody></table></div>"
+
+
+def _alarms(study: Mapping, phantoms: Sequence[str], summaries: Sequence[Mapping]) -> str:
+    style = "border:2px solid #b00020;background:#fdecee;color:#7a0016;padding:8px 12px;margin:8px 0;font-weight:bold"
+    alarms = []
+    if any(str(summary["weights"]).startswith("random") for summary in summaries):
+        alarms.append(
+            "Untrained encoder: its weights are random. Nothing on these pages says how a pretrained model performs."
+        )
+    if phantoms:
+        which = "All cohorts are" if len(phantoms) == _count_cohorts(summaries) else f"{', '.join(phantoms)}:"
+        alarms.append(
+            f"{which} simulated heads (phantoms), not patients. They show that the study runs; they are no evidence "
+            "about dementia."
+        )
+    return "\n".join(f'<p style="{style}">{escape(alarm)}</p>' for alarm in alarms) or "<span></span>"
+
+
+def _count_cohorts(summaries: Sequence[Mapping]) -> int:
+    return max((len(summary["clients"]) for summary in summaries), default=0)
+
+
+def _introduction(study: Mapping, scans: Mapping, cells: Sequence) -> str:
+    heads, tunings, aggregations = (list(dict.fromkeys(cell[i] for cell in cells)) for i in range(3))
+    runs = sum(len(cell[3]) for cell in cells)
+    negative, positive = study["class_names"]
+    return (
+        f"This study asks how to tell {positive} from {negative} on T1-weighted MRI of {len(scans)} cohorts whose scans "
+        f"are not pooled. A 3D encoder ({study['encoder']['name']}) turns each brain volume into an embedding; "
+        f"classification heads ({', '.join(heads)}; tuning: {', '.join(tunings)}) are trained on them with each cohort "
+        f"as one client, and the clients' updates are combined in different ways ({', '.join(aggregations)}). "
+        f"{len(cells)} cells of this grid were run with their seeds, {runs} runs in all. The best round of each run was "
+        "chosen on validation subjects; all results are on test subjects that took part in no choice."
+    )
+
+
+def _cohort_table(study, scans, excluded, volumes, splits) -> str:
+    negative, positive = study["class_names"]
+    header = ["cohort", "scans", "left out", "failed", "used", "subjects", negative, positive]
+    header += ["age, mean (SD)", "female", "train / val. / test", f"{positive} in test"]
+    rows = []
+    for cohort, table in scans.items():
+        mine = splits[splits["cohort"] == cohort]
+        used = volumes[cohort][volumes[cohort]["status"] == "ok"]
+        people = table[table["scan"].isin(used["scan"])].drop_duplicates("subject")
+        sides = [int((mine["split"] == side).sum()) for side in ("train", "validation", "test")]
+        ages, sexes = people["age"].dropna(), people["sex"].dropna()
+        rows.append(
+            [
+                cohort,
+                len(table) + len(excluded[cohort]),
+                len(excluded[cohort]),
+                len(table) - len(used),
+                len(used),
+                len(mine),
+                int((mine["label"] == 0).sum()),
+                int((mine["label"] == 1).sum()),
+                f"{ages.mean():.1f} ({ages.std():.1f})" if len(ages) > 1 else NONE,
+                f"{100 * (sexes == 'F').mean():.0f} %" if len(sexes) else NONE,
+                " / ".join(map(str, sides)),
+                int(((mine["split"] == "test") & (mine["label"] == 1)).sum()),
+            ]
+        )
+    if len(rows) > 1:
+        total = ["all", *(sum(row[i] for row in rows) for i in range(1, 8)), NONE, NONE]
+        total.append(" / ".join(str(int((splits["split"] == side).sum())) for side in ("train", "validation", "test")))
+        total.append(sum(row[-1] for row in rows))
+        rows.append([(value,) for value in total])
+    return _table(header, rows)
+
+
+def _interval(row: Mapping | None) -> str:
+    if row is None or pd.isna(row["value"]):
+        return NONE
+    low, high = row["low"], row["high"]
+    return f"{row['value']:.2f}" + ("" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]")
+
+
+def _rows_of(performance: pd.DataFrame, metric: str) -> dict:
+    table = performance[performance["metric"] == metric]
+    return {(r["head"], r["tuning"], r["aggregation"], r["client"]): r for r in table.to_dict("records")}
+
+
+def _cells_of(performance: pd.DataFrame) -> list[tuple[str, str, str]]:
+    return list(dict.fromkeys(zip(performance["head"], performance["tuning"], performance["aggregation"])))
+
+
+def _main_result(study: Mapping, performance: pd.DataFrame) -> str:
+    aucs = _rows_of(performance, "auc")
+    pooled = {cell: aucs.get((*cell, "pooled")) for cell in _cells_of(performance)}
+    known = {cell: row for cell, row in pooled.items() if row is not None and not pd.isna(row["value"])}
+    site = known.pop(("site_only", "none", "none"), None)
+    federated = {cell: row for cell, row in known.items() if cell[2] not in ("centralized", "local")}
+    sentences = []
+    if federated:
+        cell = max(federated, key=lambda key: federated[key]["value"])
+        row = federated[cell]
+        sentences.append(
+            f"The federated cell with the highest pooled test AUC is **{' / '.join(cell)}**: {_interval(row)}, on "
+            f"{row['subjects']} test subjects ({row['positives']} {study['class_names'][1]}). It is the best of "
+            f"{len(federated)} cells, picked after looking at the test subjects, so its value is optimistic."
+        )
+        for reference in ("centralized", "local"):
+            other = known.get((cell[0], cell[1], reference))
+            if other is not None:
+                sentences.append(f"With the same head, {reference} training reaches {_interval(other)}.")
+        chance = [row for row in federated.values() if not pd.isna(row["low"]) and row["low"] <= 0.5]
+        if chance:
+            sentences.append(
+                f"The interval of {len(chance)} of the {len(federated)} federated cells includes 0.5, that is chance."
+            )
+    else:
+        sentences.append("No federated cell has a pooled AUC.")
+    if site is not None:
+        sentences.append(
+            f"A classifier that knows only which cohort a subject comes from reaches {_interval(site)}, because the "
+            "cohorts differ in their share of cases; what a model has learnt about brains is what it has beyond that."
+        )
+    return " ".join(sentences)
+
+
+def _result_table(performance: pd.DataFrame, cohorts: list[str]) -> str:
+    aucs, balanced = _rows_of(performance, "auc"), _rows_of(performance, "balanced_accuracy")
+    header = ["head", "tuning", "aggregation", "seeds", "pooled AUC", "SD over seeds", "pooled bal. accuracy"]
+    header += [f"AUC {cohort}" for cohort in cohorts]
+    rows = []
+    for cell in _cells_of(performance):
+        pooled = aucs.get((*cell, "pooled"))
+        spread = NONE if pooled is None or pd.isna(pooled["seed_sd"]) else f"{pooled['seed_sd']:.3f}"
+        names = ["site only", "", ""] if cell[0] == "site_only" else list(cell)
+        rows.append(
+            [
+                *names,
+                NONE if pooled is None or cell[0] == "site_only" else pooled["seeds"],
+                (_interval(pooled),),
+                spread,
+                _interval(balanced.get((*cell, "pooled"))),
+                *(_interval(aucs.get((*cell, cohort))) for cohort in cohorts),
+            ]
+        )
+    return _table(header, rows, left=3)
+
+
+def _bytes(count: float) -> str:
+    if not count:
+        return "0"
+    power = min(int(math.log(count, 1000)), 3)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
+def _cost_table(cells: Sequence, summaries: Sequence[Mapping]) -> str:
+    by_cell: dict[tuple, list[Mapping]] = {}
+    for summary in summaries:
+        by_cell.setdefault((summary["head"], summary["tuning"], summary["aggregation"]), []).append(summary)
+    header = ["head", "tuning", "aggregation", "trained parameters", "bytes down", "bytes up", "seconds a run"]
+    header += ["peak memory", "best round"]
+    rows = []
+    for head, tuning, aggregation, _ in cells:
+        runs = by_cell[(head, tuning, aggregation)]
+        sends = [max(run["rounds"] * len(run["clients"]), 1) for run in runs]
+        best = sorted({run["best_round"] for run in runs})
+        rows.append(
+            [
+                head,
+                tuning,
+                aggregation,
+                f"{runs[0]['trainable_parameters']:,}",
+                _bytes(sum(run["bytes_down"] / n for run, n in zip(runs, sends)) / len(runs)),
+                _bytes(sum(run["bytes_up"] / n for run, n in zip(runs, sends)) / len(runs)),
+                f"{sum(run['seconds'] for run in runs) / len(runs):.1f}",
+                _bytes(max(run["peak_memory_bytes"] for run in runs)),
+                f"{best[0]}–{best[-1]}" if len(best) > 1 else best[0],
+            ]
+        )
+    return _table(header, rows, left=3)
+
+
+def _warnings(study, phantoms, excluded, volumes, performance, summaries) -> list[str]:
+    warnings = []
+    for cohort, table in volumes.items():
+        failed = table[table["status"] != "ok"]
+        for reason, count in failed["reason"].value_counts().items():
+            warnings.append(f"{cohort}: {count} {'scan' if count == 1 else 'scans'} failed: {reason}")
+    for cohort, table in excluded.items():
+        for reason, count in table["reason"].value_counts().items():
+            warnings.append(f"{cohort}: {count} left out: {reason}")
+    notes = performance.dropna(subset=["note"])
+    notes = notes[notes["metric"] == "auc"].drop_duplicates(["client", "note"])
+    warnings += [f"{row.client}: {row.note}" for row in notes.itertuples()]
+    for text in dict.fromkeys(text for summary in summaries for text in summary["warnings"]):
+        warnings.append(text)
+    devices = {summary["device"] for summary in summaries}
+    if devices == {"cpu"}:
+        warnings.append("All runs were computed on the CPU.")
+    return warnings
+
+
+def _method_table(study: Mapping, summaries: Sequence[Mapping]) -> str:
+    facts = {
+        "encoder": f"{study['encoder']['name']}, weights: "
+        + ", ".join(sorted({str(summary["weights"]) for summary in summaries})),
+        "preprocessing": ", ".join(f"{key} {value}" for key, value in study["preprocessing"].items()),
+        "splits": ", ".join(f"{key} {value}" for key, value in study["splits"].items()),
+        "seed of the study": study["seed"],
+        "interval": f"{study['evaluation']['method']}, {study['evaluation']['resamples']:,} resamples of subjects",
+    }
+    for name, options in study["aggregation"].items():
+        facts[f"options of {name}"] = ", ".join(f"{key} {value}" for key, value in options.items())
+    if summaries:
+        facts["versions"] = ", ".join(f"{name} {version}" for name, version in summaries[0]["versions"].items())
+    return _table(["", ""], list(facts.items()), left=2)
+

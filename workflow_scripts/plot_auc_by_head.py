@@ -1,0 +1,11 @@
+"""Draws AUC by head and cohort."""
+
+from fedbrain.figures.auc_by_head import auc_by_head
+from fedbrain.figures.style import save_figure
+from fedbrain.logs import log_to
+from fedbrain.tables import PERFORMANCE, read_table
+
+log_to(snakemake.log[0])
+performance = read_table(snakemake.input.performance, PERFORMANCE)
+figure = auc_by_head(performance, snakemake.params.cohorts, aggregation=snakemake.params.aggregation)
+save_figure(figure, snakemake.output.svg, snakemake.output.png)
