@@ -1,0 +1,31 @@
+"""What a federated run costs: bytes that travel, time, memory."""
+
+import resource
+from collections.abc import Iterable
+from math import prod
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def payload_bytes(arrays: Iterable) -> int:
+    """Bytes of the tensors in a message: elements times bytes per element, summed over its arrays.
+
+    Takes what is really in the message (anything with ``shape`` and ``dtype``). What comes on top is left out, since it
+    depends on the transport and not on the method: array headers (about 128 bytes per tensor), a handful of scalars, TLS.
+    """
+    return sum(prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Numbers of trainable parameters and of all parameters."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(count for count, trainable in counts if trainable), sum(count for count, _ in counts)
+
+
+def peak_memory(device: str) -> int:
+    """Peak memory in bytes: on CUDA of the tensors there, else resident memory of this process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB

@@ -1,0 +1,273 @@
+"""One cell of the study with one seed: head / tuning / aggregation, trained, chosen by validation, applied to the test scans.
+
+``centralized`` (all scans pooled) and ``local`` (each client alone) stand in the aggregation's place and are trained by the
+same code for the same number of epochs.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import save_file
+from torch import nn
+
+from fedbrain.errors import StudyError
+from fedbrain.federated.accounting import count_parameters, peak_memory
+from fedbrain.federated.aggregation import build_rule
+from fedbrain.federated.data import SIDES, ClientData, pool_clients
+from fedbrain.federated.sharing import Sharing
+from fedbrain.federated.task import TrainingOptions, derive_seed, describe_choice, evaluate, is_better, train_alone
+from fedbrain.models.heads import build_head
+from fedbrain.provenance import digest, versions
+from fedbrain.registry import REFERENCES, lookup
+from fedbrain.tables import PREDICTIONS, ROUNDS, write_table, write_text, written_atomically
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gives: the model for each client (the same one, but for ``local``), and how it was chosen."""
+
+    models: Mapping[str, Mapping[str, np.ndarray]]  # by the client that it is applied to
+    best_round: Mapping[str, int]  # by "global", "pooled" or client
+    reason: Mapping[str, str]
+    rows: list[dict]
+
+
+def train_cell(
+    clients: Mapping[str, ClientData],
+    *,
+    head: str,
+    tuning: str,
+    aggregation: str,
+    aggregation_options: Mapping | None = None,
+    training: Mapping | TrainingOptions | None = None,
+    seed: int = 0,
+    folder: str | Path,
+    device: str = "cpu",
+) -> dict:
+    """Trains one cell and writes its results into ``folder``; returns the summary.
+
+    Writes ``rounds.tsv`` (tables.ROUNDS), ``predictions.tsv`` (tables.PREDICTIONS: every test scan, its score by the model of
+    the best round), ``model.safetensors`` (that model; for ``local`` each client's, names prefixed ``{client}/``) and
+    ``summary.json``. Nothing of the test scans has any part in training or in the choice of the round.
+
+    A federated run keeps a checkpoint in ``folder`` while it lasts and goes on from it when it was killed. Clients without
+    training scans do not train; a model from the others is still applied to their test scans. Same inputs, seed and machine
+    give the same bytes in all but the measured seconds and memory.
+
+    Raises StudyError for unknown names or options and where no client has training scans; ClientFailure if a client fails.
+    """
+    start = time.perf_counter()
+    folder = Path(folder)
+    options = TrainingOptions.of(training or {})
+    sharing: Sharing = lookup("tuning", tuning)
+    if aggregation in REFERENCES and aggregation_options:
+        raise StudyError(f"aggregation {aggregation} takes no options, it was given {', '.join(aggregation_options)}")
+    rule = None if aggregation in REFERENCES else build_rule(aggregation, **(aggregation_options or {}))
+    training_clients = [client for client in clients if len(clients[client].train)]
+    if not training_clients:
+        raise StudyError("no client has training scans; see the split and results/volumes/*/*.tsv")
+    _be_repeatable(device)
+
+    def build_model() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "model", head))
+            return build_head(head)
+
+    parameters = dict(zip(("trainable", "total"), count_parameters(build_model())))
+    cell = {"head": head, "tuning": tuning, "aggregation": aggregation}
+    inputs = {
+        "cell": cell,
+        "aggregation_options": dict(aggregation_options or {}),
+        "training": options.as_dict(),
+        "seed": seed,
+    }
+    logger.info("cell %s/%s/%s, seed %d, %d clients, on %s", *cell.values(), seed, len(training_clients), device)
+
+    resident = {name: client.to(device) for name, client in sorted(clients.items())}
+    members = {name: resident[name] for name in sorted(training_clients)}
+    if aggregation == "local":
+        trained = _train_local(members, build_model, options, seed, device)
+    elif aggregation == "centralized":
+        trained = _train_centralized(resident, build_model, options, seed, device)
+    else:
+        identity = digest(
+            [inputs, versions("torch"), [(c.name, c.fingerprint, *map(len, _sides(c))) for c in members.values()]]
+        )
+        trained = _train_federated(
+            resident, members, build_model, sharing, rule, options, seed, device, folder, identity
+        )
+
+    write_table(pd.DataFrame(trained.rows, columns=list(ROUNDS)).astype(ROUNDS), folder / "rounds.tsv")
+    write_table(predict(resident, trained.models, build_model, device), folder / "predictions.tsv")
+    _write_model(trained, folder / "model.safetensors", local=aggregation == "local")
+    summary = inputs | {
+        "best_round": dict(trained.best_round),
+        "reason": dict(trained.reason),
+        "parameters": parameters,
+        "bytes_down": sum(row["bytes_down"] for row in trained.rows),
+        "bytes_up": sum(row["bytes_up"] for row in trained.rows),
+        "seconds": round(time.perf_counter() - start, 3),
+        "peak_memory": peak_memory(device),
+        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
+        "weights": next(iter(clients.values())).origin.get("weights"),
+        "encoder": next(iter(clients.values())).origin.get("encoder"),
+        "clients": {name: _counts(client) for name, client in sorted(clients.items())},
+        "warnings": _warnings(clients, aggregation),
+        "versions": versions("torch", "flwr", "numpy", "safetensors"),
+    }
+    write_text(json.dumps(summary, indent=2) + "\n", folder / "summary.json")
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return summary
+
+
+def predict(
+    clients: Mapping[str, ClientData],
+    models: Mapping[str, Mapping[str, np.ndarray]],
+    build_model: Callable[[], nn.Module],
+    device: str,
+) -> pd.DataFrame:
+    """The table of predictions: every test scan of the clients that have a model, by cohort and scan id."""
+    model = build_model().to(device)
+    parts = []
+    for name, client in sorted(clients.items()):
+        if name not in models or not len(client.test):
+            continue
+        model.load_state_dict({key: torch.as_tensor(array) for key, array in models[name].items()}, strict=False)
+        part = {"cohort": name, "subject": client.test.subjects, "session": client.test.sessions}
+        part |= {"label": client.test.y.cpu().numpy(), "score": evaluate(model, client.test).scores}
+        parts.append(pd.DataFrame(part))
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(PREDICTIONS))
+    return table.astype(PREDICTIONS)
+
+
+def _train_federated(clients, members, build_model, sharing, rule, options, seed, device, folder, identity) -> Trained:
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when flwr is first imported
+    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+    os.environ["FLWR_HOME"] = str(folder / "flwr")
+    from flwr.app import Context, RecordDict
+
+    from fedbrain.federated.apps import build_client_app, build_server_app
+    from fedbrain.federated.grid import InProcessGrid
+
+    tensors = build_model().state_dict()
+    shared = {name: tensors[name].numpy() for name in sharing.select(tensors, "shared")}
+    client_app = build_client_app(
+        lambda context: members[context.node_config["client"]], build_model, sharing, options, seed=seed, device=device
+    )
+    results = []
+    server_app = build_server_app(
+        rule, shared, options, results.append, checkpoint=folder / CHECKPOINT, identity=identity
+    )
+    grid = InProcessGrid(client_app, list(members))
+    server_app(grid, Context(grid.run.run_id, 0, {}, RecordDict(), {}))
+    (result,) = results
+    models = dict.fromkeys(clients, result.tensors)
+    return Trained(models, {"global": result.best_round}, {"global": result.reason}, result.rows)
+
+
+def _train_local(members, build_model, options, seed, device) -> Trained:
+    """Each client alone, its best round by its own validation scans."""
+    models, best_round, reason, rows = {}, {}, {}, []
+    for name, client in members.items():
+        models[name], best_round[name], reason[name], new_rows = _train_one(client, build_model, options, seed, device)
+        rows += new_rows
+    rows.sort(key=lambda row: row["round"])  # stable: clients stay in order within a round
+    return Trained(models, best_round, reason, rows)
+
+
+def _train_centralized(clients, build_model, options, seed, device) -> Trained:
+    """All scans as one client."""
+    pooled = pool_clients(list(clients.values()))
+    tensors, best_round, reason, rows = _train_one(pooled, build_model, options, seed, device)
+    return Trained(dict.fromkeys(clients, tensors), {pooled.name: best_round}, {pooled.name: reason}, rows)
+
+
+def _train_one(client: ClientData, build_model, options: TrainingOptions, seed: int, device: str):
+    """One client without any exchange: (tensors of its best round, that round, why, rows of rounds.tsv)."""
+    model = build_model().to(device)
+    best, best_value, rows = None, None, []
+    start = time.perf_counter()
+    for done in train_alone(model, client, options, seed, device):
+        end = time.perf_counter()
+        row = {
+            "round": done.round,
+            "client": client.name,
+            "status": "ok",
+            "scans": len(client.train),
+            "loss": done.loss,
+        }
+        row |= {"bytes_down": 0, "bytes_up": 0, "seconds": end - start}
+        value = None
+        if done.validation:
+            row |= {"validation_loss": done.validation.loss, "validation_score": done.validation.balanced_accuracy}
+            value = row["validation_loss" if options.selection == "loss" else "validation_score"]
+        if is_better(value, best_value, options.selection):
+            best, best_value = done, value
+        rows.append(row)
+        start = end
+    reason = describe_choice(options.selection, best_value) if best else "no validation scans: the last round"
+    best = best or done
+    return {name: tensor.numpy() for name, tensor in best.tensors.items()}, best.round, reason, rows
+
+
+def _write_model(trained: Trained, path: Path, *, local: bool) -> None:
+    if local:
+        arrays = {
+            f"{client}/{name}": array for client, model in trained.models.items() for name, array in model.items()
+        }
+    else:
+        arrays = next(iter(trained.models.values()))
+    with written_atomically(path) as temporary:
+        save_file({name: np.array(array, order="C") for name, array in sorted(arrays.items())}, temporary)
+
+
+def _be_repeatable(device: str) -> None:
+    """Same seed, same GPU: same bits, as far as cuDNN and cuBLAS offer it."""
+    if torch.device(device).type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _sides(client: ClientData):
+    return [getattr(client, side) for side in SIDES]
+
+
+def _counts(client: ClientData) -> dict:
+    counts = {side: dict(zip(("controls", "cases"), part.counts())) for side, part in zip(SIDES, _sides(client))}
+    return counts | {"absent": client.absent}
+
+
+def _warnings(clients: Mapping[str, ClientData], aggregation: str) -> list[str]:
+    """What a reader of the result must know of the data, in words."""
+    texts = []
+    for name, client in sorted(clients.items()):
+        if client.absent:
+            texts.append(
+                f"{name}: {client.absent} scan(s) without an embedding take no part (failed in an earlier stage)"
+            )
+        for side, part in zip(SIDES, _sides(client)):
+            controls, cases = part.counts()
+            if not len(part):
+                consequence = {
+                    "train": "no model of its own, no predictions" if aggregation == "local" else "does not train",
+                    "validation": "no part in the choice of the round",
+                    "test": "no predictions",
+                }[side]
+                texts.append(f"{name}: no {side} scans: {consequence}")
+            elif not (controls and cases):
+                texts.append(f"{name}: {side} scans of one class only ({controls} controls, {cases} cases)")
+    return texts

@@ -1,0 +1,77 @@
+"""A federated run on disk between two rounds: one safetensors file, replaced atomically after every round."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fedbrain.federated.aggregation.rule import State, Tensors
+from fedbrain.tables import written_atomically
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best round so far, what it was chosen by, and its global tensors."""
+
+    round: int
+    value: float
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on: random numbers are derived from seed, client and round, so none are stored."""
+
+    state: State
+    best: Best | None
+    rows: list[dict]
+    clients: Mapping[str, Tensors]  # what each client keeps between rounds; empty where the clients keep it themselves
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path, identity: str) -> None:
+    """Writes ``checkpoint``; ``identity`` tells what run it belongs to."""
+    groups = {"global": checkpoint.state.tensors, "moments": checkpoint.state.moments}
+    groups |= {f"client {client}": tensors for client, tensors in checkpoint.clients.items()}
+    best = None
+    if checkpoint.best:
+        groups["best"] = checkpoint.best.tensors
+        best = {"round": checkpoint.best.round, "value": checkpoint.best.value}
+    # JSON keeps a float64 to the last bit, so that a resumed run ends in the same bytes.
+    record = {
+        "identity": identity,
+        "round": checkpoint.state.round,
+        "memory": checkpoint.state.memory,
+        "best": best,
+        "rows": checkpoint.rows,
+        "groups": list(groups),
+    }
+    arrays = {
+        f"{number}/{name}": np.array(array, order="C")
+        for number, tensors in enumerate(groups.values())
+        for name, array in tensors.items()
+    }
+    with written_atomically(path) as temporary:
+        save_file(arrays, temporary, metadata={"run": json.dumps(record)})
+
+
+def load_checkpoint(path: Path, identity: str) -> Checkpoint | None:
+    """Reads the checkpoint at ``path``; None if there is none, or if it is another run's or not readable."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            record = json.loads(file.metadata()["run"])
+            if record["identity"] != identity:
+                return None
+            groups = {name: {} for name in record["groups"]}
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                number, _, name = key.partition("/")
+                groups[record["groups"][int(number)]][name] = file.get_tensor(key)
+    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+    best = record["best"] and Best(**record["best"], tensors=groups["best"])
+    clients = {name.removeprefix("client "): group for name, group in groups.items() if name.startswith("client ")}
+    state = State(record["round"], groups["global"], record["memory"], groups["moments"])
+    return Checkpoint(state, best, record["rows"], clients)

@@ -1,0 +1,180 @@
+"""What each client holds: its scans' embeddings, labels and sides, with no person on two sides."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fedbrain.errors import StudyError
+from fedbrain.provenance import digest
+from fedbrain.tables import SCANS, SPLITS, read_table
+
+SIDES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N scans of one side: ``x`` (N, ...) what the model takes, ``y`` (N,) labels 0 or 1, and whose they are."""
+
+    x: Tensor  # embeddings (N, 384, 8, 8, 8), float16
+    y: Tensor  # (N,) int64
+    subjects: tuple[str, ...]
+    sessions: tuple[str | None, ...]
+    scans: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: str) -> "Samples":
+        """The same scans, resident on ``device`` as one tensor."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+    def counts(self) -> tuple[int, int]:
+        """Numbers of scans with label 0 and with label 1."""
+        positives = int(self.y.sum())
+        return len(self) - positives, positives
+
+
+def pool(parts: Sequence[Samples]) -> Samples:
+    """The scans of several clients as one, in their order."""
+    return Samples(
+        torch.cat([part.x for part in parts]),
+        torch.cat([part.y for part in parts]),
+        *(
+            tuple(value for part in parts for value in getattr(part, name))
+            for name in ("subjects", "sessions", "scans")
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client (a cohort) and its three sides; ``absent`` counts its scans that have no embedding (failed before).
+
+    ``origin`` is what the embeddings say of themselves: the encoder's digest and its weights ("random" or file and digest).
+    """
+
+    name: str
+    train: Samples
+    validation: Samples
+    test: Samples
+    absent: int = 0
+    origin: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str = ""  # of the volumes that the embeddings were made from
+
+    def to(self, device: str) -> "ClientData":
+        """The same client with its scans resident on ``device``."""
+        return replace(self, **{side: getattr(self, side).to(device) for side in SIDES})
+
+
+def pool_clients(clients: Sequence[ClientData], name: str = "pooled") -> ClientData:
+    """All clients as one, as if the scans had been collected in one place."""
+    sides = {side: pool([getattr(client, side) for client in clients]) for side in SIDES}
+    return ClientData(
+        name,
+        **sides,
+        absent=sum(client.absent for client in clients),
+        origin=clients[0].origin,
+        fingerprint=digest([client.fingerprint for client in clients]),
+    )
+
+
+def load_clients(
+    embeddings: Mapping[str, Sequence[str | PathLike]],
+    scans: Mapping[str, str | PathLike],
+    splits: str | PathLike,
+) -> dict[str, ClientData]:
+    """Reads each cohort's embedding shards, its scan table and the split into one ClientData per cohort.
+
+    The scans of a side are ordered by scan id, whatever the order of the shards. Scans without an embedding (failed in an
+    earlier stage) are absent and counted. Raises StudyError where a person stands on two sides, where a scan with an
+    embedding is unknown to the scan table or the split, and where shards come from different encoders or weights.
+    """
+    table = read_table(splits, SPLITS)
+    assert_no_leakage(table, splits)
+    clients = {
+        cohort: _load_client(cohort, shards, read_table(scans[cohort], SCANS), table[table["cohort"] == cohort])
+        for cohort, shards in sorted(embeddings.items())
+    }
+    origins = {tuple(sorted(client.origin.items())) for client in clients.values()}
+    if len(origins) > 1:
+        raise StudyError(
+            f"cohorts {', '.join(clients)}: their embeddings come from different encoders or weights; "
+            "delete results/embeddings and run again"
+        )
+    return clients
+
+
+def assert_no_leakage(splits: pd.DataFrame, place: str | PathLike = "splits") -> None:
+    """Raises StudyError if a person is on two sides of the split, within a cohort or across cohorts.
+
+    Without a ``person`` a row stands for its own subject of its own cohort. The message gives line numbers, not ids.
+    """
+    unknown = ~splits["split"].isin(SIDES)
+    if unknown.any():
+        lines = ", ".join(str(row + 2) for row in splits.index[unknown][:5])
+        raise StudyError(f"{place}, line {lines}: split must be one of {', '.join(SIDES)}")
+    subject = splits["cohort"].astype("string") + "/" + splits["subject"].astype("string")
+    for what, identity in (("person", splits["person"].astype("string").fillna(subject)), ("subject", subject)):
+        sides = splits.groupby(identity)["split"].transform("nunique")
+        leaking = splits[sides > 1]
+        if len(leaking):
+            lines = ", ".join(str(row + 2) for row in leaking.index[:6])
+            cohorts = ", ".join(sorted(leaking["cohort"].unique()))
+            count = identity[leaking.index].nunique()
+            raise StudyError(
+                f"{place}: {count} {what}(s) on two sides of the split (cohorts {cohorts}; lines {lines}): test results "
+                "would be too good. Delete the file and run again, or mend the column person"
+            )
+
+
+def _load_client(cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.DataFrame) -> ClientData:
+    from fedbrain.models.embeddings import read_embeddings
+
+    ids, tensors, keys, origins = [], [], [], set()
+    for shard in shards:
+        names, tensor, metadata = read_embeddings(shard)
+        ids += names
+        tensors.append(tensor)
+        keys.append(metadata["keys"])
+        origins.add((metadata["encoder"], metadata["weights"]))
+    if not ids:
+        raise StudyError(
+            f"cohort {cohort}: no scan has an embedding; see the reasons in results/volumes/{cohort}/*.tsv"
+        )
+    if len(origins) > 1:
+        raise StudyError(
+            f"cohort {cohort}: its shards come from different encoders or weights; delete results/embeddings and run again"
+        )
+    table = pd.DataFrame({"scan": ids}).astype({"scan": "string"})
+    table = table.merge(scans[["scan", "subject", "session", "label"]], on="scan", how="left", validate="1:1")
+    table = table.merge(splits[["subject", "split"]], on="subject", how="left")
+    for column, source in (("label", "its scan table"), ("split", "the split")):
+        if table[column].isna().any():
+            count = int(table[column].isna().sum())
+            raise StudyError(
+                f"cohort {cohort}: {count} scan(s) with an embedding are not in {source}; run again from there"
+            )
+
+    x = torch.cat([tensor for tensor in tensors if len(tensor)])
+    sides = {}
+    for side in SIDES:
+        rows = table[table["split"] == side].sort_values("scan")
+        sides[side] = Samples(
+            x[torch.as_tensor(rows.index.to_numpy(copy=True))],
+            torch.as_tensor(rows["label"].to_numpy(dtype="int64")),
+            tuple(rows["subject"]),
+            tuple(None if pd.isna(session) else session for session in rows["session"]),
+            tuple(rows["scan"]),
+        )
+    encoder, weights = origins.pop()
+    return ClientData(
+        cohort,
+        **sides,
+        absent=len(scans) - len(ids),
+        origin={"encoder": encoder, "weights": weights},
+        fingerprint=digest(sorted(keys)),
+    )

@@ -1,0 +1,201 @@
+"""What one client does with a model and its own scans: train for some epochs, evaluate. No Flower here.
+
+Centralized and local-only references use the same two functions, so that cells differ in the aggregation alone.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedbrain.errors import StudyError
+from fedbrain.evaluation.metrics import sensitivity, specificity
+from fedbrain.federated.data import ClientData, Samples
+
+EVALUATION_BATCH = 64  # scans at once when nothing is trained; bounds memory only
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How the clients train. All defaults are our choices.
+
+    Every round starts a fresh AdamW: a client's moments do not outlive the model that they were gathered on. Centralized
+    and local-only training do the same, for ``rounds`` times ``local_epochs`` epochs.
+    """
+
+    rounds: int = 20
+    local_epochs: int = 1  # epochs over the client's scans per round
+    batch_size: int = 16  # scans
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    class_weights: str = "balanced"  # of the training loss: "balanced" within the client's scans, or "none"
+    selection: str = "loss"  # what chooses the best round on the validation scans: "loss" or "balanced_accuracy"
+
+    def __post_init__(self):
+        for name in ("rounds", "local_epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise StudyError(f"training: {name} must be a whole number from 1 on, it is {value!r}")
+        for name, low in (("learning_rate", 0.0), ("weight_decay", -1e-300)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < float("inf"):
+                raise StudyError(
+                    f"training: {name} must be a number {'above' if not low else 'from'} 0, it is {value!r}"
+                )
+        for name, known in (("class_weights", ("balanced", "none")), ("selection", ("loss", "balanced_accuracy"))):
+            if getattr(self, name) not in known:
+                raise StudyError(f"training: {name} must be one of {', '.join(known)}, it is {getattr(self, name)!r}")
+
+    @classmethod
+    def of(cls, options: "Mapping | TrainingOptions") -> "TrainingOptions":
+        """From a mapping, as in the config. Raises StudyError, with the nearest name, for an unknown option."""
+        if isinstance(options, cls):
+            return options
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = get_close_matches(str(name), known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise StudyError(f"training: unknown option {name!r}{hint} Known: {', '.join(known)}")
+        return cls(**options)
+
+    def as_dict(self) -> dict:
+        """The options as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of a model on N scans: mean cross-entropy (natural log, unweighted), balanced accuracy, and scores (N,) = P(label 1)."""
+
+    loss: float
+    balanced_accuracy: float
+    scores: np.ndarray
+
+
+def derive_seed(seed: int, *parts: str | int) -> int:
+    """A seed from a study's seed and names, by SHA-256: independent of the order in which seeds are drawn."""
+    text = json.dumps([seed, *parts])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1  # torch takes 63 bits
+
+
+def round_generator(seed: int, client: str, round: int) -> torch.Generator:
+    """The random numbers of one client's training in one round (rounds from 1); a resumed run draws the same ones."""
+    return torch.Generator().manual_seed(derive_seed(seed, "train", client, round))
+
+
+def train(
+    model: nn.Module, samples: Samples, options: TrainingOptions, generator: torch.Generator, device: str
+) -> float:
+    """Trains ``model`` in place for ``options.local_epochs`` epochs with AdamW; returns the mean loss over what it saw.
+
+    The loss is cross-entropy; with balanced class weights a scan of class c weighs n / (classes present * n_c), so that
+    the weights of a client's scans have mean 1, a client with one class included. ``samples`` must be on ``device``.
+    Raises ValueError for no scans, FloatingPointError where the loss is no longer finite.
+    """
+    if not len(samples):
+        raise ValueError("no training scans")
+    weights = class_weights(samples.y, options.class_weights)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=options.learning_rate, weight_decay=options.weight_decay)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    model.train()
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(generator.initial_seed())  # layers that draw (dropout) take from the global generator
+        for _ in range(options.local_epochs):
+            order = torch.randperm(len(samples), generator=generator).to(device)
+            for batch in order.split(options.batch_size):
+                logits = model(samples.x[batch].float())  # (b, 2)
+                labels = samples.y[batch]
+                losses = functional.cross_entropy(logits, labels, reduction="none") * weights[labels]  # (b,)
+                optimizer.zero_grad(set_to_none=True)
+                losses.mean().backward()
+                optimizer.step()
+                total += losses.detach().sum()
+    loss = float(total) / (len(samples) * options.local_epochs)
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            "the training loss is not finite; lower training.learning_rate or look at the embeddings"
+        )
+    return loss
+
+
+def class_weights(labels: Tensor, kind: str) -> Tensor:
+    """Loss weight (2,) of each class: "balanced" n / (classes present * n_c), 1 where a class is absent; "none" ones."""
+    counts = torch.bincount(labels, minlength=2).float()  # (2,)
+    if kind == "none":
+        return torch.ones_like(counts)
+    return torch.where(counts > 0, len(labels) / ((counts > 0).sum() * counts.clamp(min=1)), 1.0)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, samples: Samples) -> Evaluation | None:
+    """Evaluates ``model`` on scans that are on its device; None where there are none."""
+    if not len(samples):
+        return None
+    model.eval()
+    logits = torch.cat([model(batch.float()) for batch in samples.x.split(EVALUATION_BATCH)]).cpu().double()  # (N, 2)
+    labels = samples.y.cpu()
+    loss = functional.cross_entropy(logits, labels)
+    scores = logits.softmax(1)[:, 1].numpy()
+    return Evaluation(
+        loss=float(loss),
+        balanced_accuracy=mean_recall(labels.numpy(), scores),
+        scores=scores,
+    )
+
+
+def mean_recall(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Balanced accuracy in [0, 1]; for scans (N,) of one class the recall of that class, since rounds are steered by it."""
+    return float(np.nanmean([sensitivity(labels, scores), specificity(labels, scores)]))
+
+
+def minus_model(global_model: Mapping[str, Tensor], own: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
+    """The global model without a client's own part: (W - p W_k) / (1 - p), for FedCE; ``weight`` p must be below 1."""
+    return {
+        name: ((tensor.double() - weight * own[name].double()) / (1 - weight)).to(tensor.dtype)
+        for name, tensor in global_model.items()
+    }
+
+
+def describe_choice(selection: str, value: float) -> str:
+    """Why a round was chosen, in words for the summary."""
+    what = {"loss": "lowest mean validation loss", "balanced_accuracy": "highest mean validation balanced accuracy"}
+    return f"{what[selection]} ({value:.6g})"
+
+
+def is_better(value: float | None, best: float | None, selection: str) -> bool:
+    """Whether a round with ``value`` replaces the best one so far; ties stay with the earlier round."""
+    if value is None or not math.isfinite(value):
+        return False
+    if best is None:
+        return True
+    return value < best if selection == "loss" else value > best
+
+
+@dataclass(frozen=True)
+class LocalRound:
+    """One round of a client that trains alone: its number from 1, training loss, the model after it, its evaluation."""
+
+    round: int
+    loss: float
+    tensors: dict[str, Tensor]  # a copy, on the CPU
+    validation: Evaluation | None
+
+
+def train_alone(
+    model: nn.Module, client: ClientData, options: TrainingOptions, seed: int, device: str
+) -> Iterator[LocalRound]:
+    """Trains ``model`` in place on one client's scans, without any exchange, for the rounds of a federated run."""
+    for number in range(1, options.rounds + 1):
+        loss = train(model, client.train, options, round_generator(seed, client.name, number), device)
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        yield LocalRound(number, loss, tensors, evaluate(model, client.validation))
