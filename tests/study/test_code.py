@@ -1,0 +1,44 @@
+"""A rule's code is what its script really imports: all of it, and nothing else."""
+
+import subprocess
+import sys
+
+from fedbrain.study.code import PACKAGE, closure
+
+
+def names(paths):
+    return {str(path.relative_to(PACKAGE)) for path in paths if path.is_relative_to(PACKAGE)}
+
+
+def test_a_figure_depends_on_its_module_and_on_no_other_figure(root):
+    files = names(closure([root / "workflow_scripts/plot_auc_by_head.py"]))
+    assert {"figures/auc_by_head.py", "figures/style.py", "tables.py"} <= files
+    assert not {"figures/auc_by_client.py", "figures/intensity.py"} & files
+    assert not any(name.startswith(("models", "imaging", "federated")) for name in files)
+
+
+def test_the_script_itself_is_part_of_it_and_the_registry_is_not(root):
+    script = root / "workflow_scripts/train_cell.py"
+    files = closure([script, "fedbrain.federated.aggregation.fedce"])
+    assert script in files
+    assert "federated/aggregation/fedce.py" in names(files)
+    assert "federated/aggregation/rate_my_lora.py" not in names(files)
+    assert "registry.py" not in names(files)
+
+
+def test_everything_that_a_script_loads_is_declared(root):
+    """Agreement with the interpreter: what is in sys.modules after the import is in the closure."""
+    for script in ("evaluate_cells.py", "study_page.py", "split_subjects.py"):
+        text = (root / "workflow_scripts" / script).read_text()
+        imports = "\n".join(line for line in text.splitlines() if line.startswith(("from fedbrain", "import fedbrain")))
+        program = (
+            f"{imports}\nimport sys\nprint(*[m.__file__ for n, m in sys.modules.items() if n.startswith('fedbrain')])"
+        )
+        loaded = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout.split()
+        declared = {str(path) for path in closure([root / "workflow_scripts" / script])}
+        undeclared = {
+            path for path in loaded if not path.endswith(("__init__.py", "registry.py", "errors.py"))
+        } - declared
+        assert not undeclared

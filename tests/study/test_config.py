@@ -1,0 +1,100 @@
+"""Every mistake in the config is found before anything runs, with its place and the mend."""
+
+import copy
+
+import pytest
+import yaml
+
+from fedbrain.errors import StudyError
+from fedbrain.study.config import Cell, aggregation_options, cells, checked, training_options
+
+CONFIG = {
+    "title": "t",
+    "cohorts": {"a": {"table": "a.tsv"}, "b": {"bids": "b"}},
+    "labels": {"CN": 0, "AD": 1},
+    "encoder": {"weights": "random"},
+    "grid": [{"heads": ["linear"], "aggregations": ["fedavg", "local"]}],
+}
+
+
+def changed(*path, value):
+    config = copy.deepcopy(CONFIG)
+    place = config
+    for key in path[:-1]:
+        place = place[key] if isinstance(place, list) else place.setdefault(key, {})
+    place[path[-1]] = value
+    return config
+
+
+def test_defaults_are_filled_in_at_every_depth_and_the_input_stays_as_it_was(config_schema):
+    before = copy.deepcopy(CONFIG)
+    study = checked(CONFIG, config_schema)
+    assert before == CONFIG
+    assert study["training"]["rounds"] == 20
+    assert study["cohorts"]["a"]["shards"] == 1
+    assert study["grid"][0]["tunings"] == ["frozen"]
+    assert study["resources"]["gpu"]["embed_shard"] == 1
+    assert study["resources"]["gpu"]["evaluate_cells"] == 0
+
+
+def test_the_shipped_config_is_valid(config_schema, root):
+    study = checked(yaml.safe_load((root / "config.yaml").read_text()), config_schema)
+    assert len(study["cohorts"]) >= 4
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (changed("trainig", value={}), ["unknown key 'trainig'", "'training'"]),
+        (changed("training", "round", value=3), ["training: unknown key 'round'", "'rounds'"]),
+        (changed("training", "rounds", value=0), ["training.rounds", "0 is less than"]),
+        (changed("cohorts", "a", "tabel", value="x"), ["cohorts.a: unknown key 'tabel'", "'table'"]),
+        (changed("cohorts", "a", value={}), ["cohorts.a: needs exactly one of table, bids, phantom", "nothing"]),
+        (changed("cohorts", "a", "bids", value="x"), ["cohorts.a: needs exactly one of", "table and bids"]),
+        (changed("cohorts", "pooled", value={"table": "x"}), ["cohorts.pooled", "choose another"]),
+        (changed("labels", value={"CN": 0, "MCI": 0}), ["cohorts.a", "one for 1"]),
+        (changed("labels", "AD", value=2), ["labels.AD", "2 is not one of"]),
+        (changed("grid", 0, "heads", value=["conv"]), ["grid.0.heads: unknown head 'conv'", "did you mean conv_"]),
+        (changed("grid", 0, "aggregations", value=["fedavgg"]), ["unknown aggregation 'fedavgg'", "fedavg?"]),
+        (changed("preprocessing", "extractor", value="bet"), ["preprocessing.extractor", "deepbet"]),
+        (changed("splits", value={"validation": 0.5, "test": 0.5}), ["splits", "nothing to train on"]),
+        (changed("encoder", "weights", value="no.pth"), ["encoder.weights: no file no.pth", "blueyo0/SAM-Med3D"]),
+        (changed("aggregation", "fedcee", value={}), ["aggregation.fedcee", "did you mean fedce?"]),
+        (changed("resources", "gpu", "embed", value=1), ["resources.gpu: unknown key 'embed'", "embed_shard"]),
+        ({key: value for key, value in CONFIG.items() if key != "grid"}, ["missing key 'grid'"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_the_mend(config, words, config_schema):
+    with pytest.raises(StudyError) as error:
+        checked(config, config_schema)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once(config_schema):
+    config = changed("trainig", value={}) | {"seed": -1}
+    with pytest.raises(StudyError) as error:
+        checked(config, config_schema)
+    assert "trainig" in str(error.value)
+    assert "seed" in str(error.value)
+
+
+def test_the_grid_is_a_list_of_products_and_each_cell_comes_once(config_schema):
+    grid = [
+        {"heads": ["linear", "conv_s"], "aggregations": ["fedavg"], "seeds": [0, 1]},
+        {"heads": ["linear"], "aggregations": ["fedavg", "local"], "seeds": [1, 2]},
+    ]
+    study = checked(changed("grid", value=grid), config_schema)
+    assert cells(study) == {
+        Cell("linear", "frozen", "fedavg"): [0, 1, 2],
+        Cell("conv_s", "frozen", "fedavg"): [0, 1],
+        Cell("linear", "frozen", "local"): [1, 2],
+    }
+
+
+def test_options_of_a_head_override_the_defaults_for_this_head_alone(config_schema):
+    study = checked(changed("training", value={"rounds": 3, "heads": {"linear": {"rounds": 7}}}), config_schema)
+    assert training_options(study, "linear")["rounds"] == 7
+    assert training_options(study, "conv_s")["rounds"] == 3
+    assert "heads" not in training_options(study, "linear")
+    assert aggregation_options(study, "fedavg") == {}
