@@ -11,16 +11,16 @@ rule make_phantoms:
         "results/logs/make_phantoms/{cohort}-{shard}.log",
     benchmark:
         "results/benchmarks/make_phantoms/{cohort}-{shard}.tsv"
-    params:
-        options=lambda wildcards: STUDY["cohorts"][wildcards.cohort]["phantom"],
-        seed=STUDY["seed"],
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=gpu("make_phantoms"),
         mem_mb=lambda wildcards, attempt: work.doubling(2500, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5 + 0.5 * scans_in(wildcards.cohort, wildcards.shard), attempt),
-    conda:
-        ENVIRONMENT
+    params:
+        options=lambda wildcards: STUDY["cohorts"][wildcards.cohort]["phantom"],
+        seed=STUDY["seed"],
     script:
         "../workflow_scripts/make_phantoms.py"
 
@@ -36,16 +36,16 @@ rule split_subjects:
         "results/logs/split_subjects.log",
     benchmark:
         "results/benchmarks/split_subjects.tsv"
-    params:
-        cohorts=COHORTS,
-        splits=STUDY["splits"],
-        seed=STUDY["seed"],
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=gpu("split_subjects"),
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
-    conda:
-        ENVIRONMENT
+    params:
+        cohorts=COHORTS,
+        splits=STUDY["splits"],
+        seed=STUDY["seed"],
     script:
         "../workflow_scripts/split_subjects.py"

@@ -15,12 +15,8 @@ rule embed_shard:
         f"results/logs/embed_shard/{ENCODER}-{CUT}-{{cohort}}-{{shard}}.log",
     benchmark:
         f"results/benchmarks/embed_shard/{ENCODER}-{CUT}-{{cohort}}-{{shard}}.tsv"
-    params:
-        encoder=ENCODER,
-        weights=STUDY["encoder"]["weights"],
-        batch_size=STUDY["encoder"]["batch_size"],
-        folder=lambda wildcards: f"results/volumes/{wildcards.cohort}/{wildcards.shard}",
-        seed=STUDY["seed"],
+    conda:
+        ENVIRONMENT
     threads: cpu_threads("embed_shard")
     resources:
         gpu=gpu("embed_shard"),
@@ -28,7 +24,11 @@ rule embed_shard:
             scans_in(wildcards.cohort, wildcards.shard), STUDY["encoder"]["batch_size"], attempt
         ),
         runtime=lambda wildcards, attempt: work.embed_minutes(scans_in(wildcards.cohort, wildcards.shard), attempt),
-    conda:
-        ENVIRONMENT
+    params:
+        encoder=ENCODER,
+        weights=STUDY["encoder"]["weights"],
+        batch_size=STUDY["encoder"]["batch_size"],
+        folder=lambda wildcards: f"results/volumes/{wildcards.cohort}/{wildcards.shard}",
+        seed=STUDY["seed"],
     script:
         "../workflow_scripts/embed_shard.py"

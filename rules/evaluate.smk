@@ -17,18 +17,18 @@ rule evaluate_cells:
         "results/logs/evaluate_cells.log",
     benchmark:
         "results/benchmarks/evaluate_cells.tsv"
-    params:
-        cohorts=COHORTS,
-        evaluation=STUDY["evaluation"],
-        runs=[[cell.head, cell.tuning, cell.aggregation, seed] for cell, seeds in CELLS.items() for seed in seeds],
-        seed=STUDY["seed"],
+    conda:
+        ENVIRONMENT
     threads: cpu_threads("evaluate_cells")
     resources:
         gpu=gpu("evaluate_cells"),
         mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(CELLS), attempt),
         runtime=lambda wildcards, attempt: work.evaluate_minutes(len(CELLS), attempt),
-    conda:
-        ENVIRONMENT
+    params:
+        cohorts=COHORTS,
+        evaluation=STUDY["evaluation"],
+        runs=[[cell.head, cell.tuning, cell.aggregation, seed] for cell, seeds in CELLS.items() for seed in seeds],
+        seed=STUDY["seed"],
     script:
         "../workflow_scripts/evaluate_cells.py"
 
@@ -48,21 +48,30 @@ rule study_page:
         "results/logs/study_page.log",
     benchmark:
         "results/benchmarks/study_page.tsv"
-    params:
-        study={
-            key: STUDY[key]
-            for key in ("title", "seed", "class_names", "splits", "preprocessing", "encoder", "evaluation", "aggregation")
-        },
-        phantoms=[cohort for cohort in COHORTS if "phantom" in STUDY["cohorts"][cohort]],
-        cohorts=COHORTS,
-        shards={cohort: list(INDEX[cohort]["shards"]) for cohort in COHORTS},
-        cells=[[cell.head, cell.tuning, cell.aggregation, seeds] for cell, seeds in CELLS.items()],
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=gpu("study_page"),
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
-    conda:
-        ENVIRONMENT
+    params:
+        study={
+            key: STUDY[key]
+            for key in (
+                "title",
+                "seed",
+                "class_names",
+                "splits",
+                "preprocessing",
+                "encoder",
+                "evaluation",
+                "aggregation",
+            )
+        },
+        phantoms=[cohort for cohort in COHORTS if "phantom" in STUDY["cohorts"][cohort]],
+        cohorts=COHORTS,
+        shards={cohort: list(INDEX[cohort]["shards"]) for cohort in COHORTS},
+        cells=[[cell.head, cell.tuning, cell.aggregation, seeds] for cell, seeds in CELLS.items()],
     script:
         "../workflow_scripts/study_page.py"

@@ -29,16 +29,16 @@ rule plot_auc_by_head:
         "results/logs/plot_auc_by_head.log",
     benchmark:
         "results/benchmarks/plot_auc_by_head.tsv"
-    params:
-        cohorts=COHORTS,
-        aggregation=STUDY["figures"]["aggregation"],
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=gpu("plot_auc_by_head"),
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
-    conda:
-        ENVIRONMENT
+    params:
+        cohorts=COHORTS,
+        aggregation=STUDY["figures"]["aggregation"],
     script:
         "../workflow_scripts/plot_auc_by_head.py"
 
@@ -59,15 +59,15 @@ rule plot_auc_by_client:
         "results/logs/plot_auc_by_client-{head}.log",
     benchmark:
         "results/benchmarks/plot_auc_by_client-{head}.tsv"
-    params:
-        cohorts=COHORTS,
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=gpu("plot_auc_by_client"),
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
-    conda:
-        ENVIRONMENT
+    params:
+        cohorts=COHORTS,
     script:
         "../workflow_scripts/plot_auc_by_client.py"
 
@@ -88,16 +88,16 @@ rule plot_intensity_profiles:
         "results/logs/plot_intensity_profiles.log",
     benchmark:
         "results/benchmarks/plot_intensity_profiles.tsv"
-    params:
-        cohorts={cohort: shards("results/volumes/{cohort}/{shard}_intensity.tsv", cohort) for cohort in COHORTS},
-        intensity=STUDY["preprocessing"]["intensity"],
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=gpu("plot_intensity_profiles"),
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
-    conda:
-        ENVIRONMENT
+    params:
+        cohorts={cohort: shards("results/volumes/{cohort}/{shard}_intensity.tsv", cohort) for cohort in COHORTS},
+        intensity=STUDY["preprocessing"]["intensity"],
     script:
         "../workflow_scripts/plot_intensity_profiles.py"
 
@@ -123,6 +123,13 @@ rule plot_aggregation_weights:
         "results/logs/plot_aggregation_weights-{head}.log",
     benchmark:
         "results/benchmarks/plot_aggregation_weights-{head}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("plot_aggregation_weights"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
         cohorts=COHORTS,
         runs=lambda wildcards: [
@@ -131,12 +138,5 @@ rule plot_aggregation_weights:
             if cell.head == wildcards.head and cell.aggregation in WEIGHTED
             for seed in seeds
         ],
-    threads: 1
-    resources:
-        gpu=gpu("plot_aggregation_weights"),
-        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
-        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
-    conda:
-        ENVIRONMENT
     script:
         "../workflow_scripts/plot_aggregation_weights.py"

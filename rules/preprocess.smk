@@ -26,17 +26,15 @@ rule preprocess_shard:
         "results/logs/preprocess_shard/{cohort}-{shard}.log",
     benchmark:
         "results/benchmarks/preprocess_shard/{cohort}-{shard}.tsv"
-    params:
-        recipe=STUDY["preprocessing"],
-        folder=lambda wildcards: f"results/volumes/{wildcards.cohort}/{wildcards.shard}",
+    conda:
+        ENVIRONMENT
     threads: cpu_threads("preprocess_shard")
     resources:
         gpu=gpu("preprocess_shard"),
         mem_mb=lambda wildcards, attempt: work.preprocess_memory(attempt),
-        runtime=lambda wildcards, attempt: work.preprocess_minutes(
-            scans_in(wildcards.cohort, wildcards.shard), attempt
-        ),
-    conda:
-        ENVIRONMENT
+        runtime=lambda wildcards, attempt: work.preprocess_minutes(scans_in(wildcards.cohort, wildcards.shard), attempt),
+    params:
+        recipe=STUDY["preprocessing"],
+        folder=lambda wildcards: f"results/volumes/{wildcards.cohort}/{wildcards.shard}",
     script:
         "../workflow_scripts/preprocess_shard.py"

@@ -27,10 +27,8 @@ rule train_cell:
         "results/logs/train_cell/{head}-{tuning}-{aggregation}-{seed}.log",
     benchmark:
         "results/benchmarks/train_cell/{head}-{tuning}-{aggregation}-{seed}.tsv"
-    params:
-        cohorts=COHORTS,
-        training=lambda wildcards: study.training_options(STUDY, wildcards.head),
-        aggregation=lambda wildcards: study.aggregation_options(STUDY, wildcards.aggregation),
+    conda:
+        ENVIRONMENT
     threads: cpu_threads("train_cell")
     resources:
         gpu=gpu("train_cell"),
@@ -42,7 +40,9 @@ rule train_cell:
             wildcards.head,
             attempt,
         ),
-    conda:
-        ENVIRONMENT
+    params:
+        cohorts=COHORTS,
+        training=lambda wildcards: study.training_options(STUDY, wildcards.head),
+        aggregation=lambda wildcards: study.aggregation_options(STUDY, wildcards.aggregation),
     script:
         "../workflow_scripts/train_cell.py"

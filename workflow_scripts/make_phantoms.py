@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from fedbrain.cohorts.intake import scan_id
 from fedbrain.cohorts.phantom import plan_cohort, write_cohort
 from fedbrain.devices import set_threads
