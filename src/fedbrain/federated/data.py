@@ -132,6 +132,7 @@ def assert_no_leakage(splits: pd.DataFrame, place: str | PathLike = "splits") ->
 
 
 def _load_client(cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.DataFrame) -> ClientData:
+    # Here and not above: whoever only trains on samples needs neither the encoder nor a reader of volumes.
     from fedbrain.models.embeddings import read_embeddings
 
     ids, tensors, keys, origins = [], [], [], set()

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fedbrain.errors import StudyError
+from fedbrain.federated.aggregation import build_rule
+from fedbrain.federated.aggregation.rule import Difference, Update
+from fedbrain.registry import names
+
+
+def updates_of(deltas, scans):
+    return [
+        Update(client, {"w": np.array(delta)}, count)
+        for client, delta, count in zip("abcdef", deltas, scans, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "weights"),
+    [("simpleavg", [11.0, 22.5, 30.0], [0.5, 0.5]), ("fedavg", [11.5, 21.25, 30.0], [0.25, 0.75])],
+)
+def test_by_hand(name, expected, weights):
+    rule = build_rule(name)
+    state = rule.init({"w": np.array([10.0, 20.0, 30.0], dtype=np.float32)}, ["a", "b"])
+    state, tensors, by_client = rule.apply(state, updates_of([[0.0, 5.0, 0.0], [2.0, 0.0, 0.0]], [1, 3]))
+    assert tensors["w"].tolist() == expected
+    assert tensors["w"].dtype == np.float32
+    assert by_client == dict(zip("ab", weights))
+    assert state.round == 1
+    assert state.tensors is tensors
+
+
+@pytest.mark.parametrize("name", names("aggregation"))
+def test_the_order_of_updates_does_not_change_a_bit(name):
+    generator = np.random.default_rng(0)
+    scalars = {"minus_score": 0.7, "local_score": 0.6}
+    updates = [
+        Update(client, {"w": generator.normal(size=1000), "b": generator.normal(size=(3, 4))}, scans, scalars)
+        for client, scans in zip("abcde", (3, 50, 7, 11, 2))
+    ]
+    start = {"w": np.ones(1000, np.float32), "b": np.zeros((3, 4), np.float32)}
+    results = []
+    for order in (updates, updates[::-1], [updates[i] for i in (2, 0, 4, 1, 3)]):
+        rule = build_rule(name)
+        state = rule.init(start, "abcde")
+        for _ in range(3):
+            state, tensors, weights = rule.apply(state, order)
+        results.append((tensors["w"].tobytes(), tensors["b"].tobytes(), sorted(weights.items())))
+    assert results[0] == results[1] == results[2]
+
+
+sizes = st.floats(2**-16, 100, width=32)  # exponents within what float64 holds beyond float32: then nothing is lost
+values = st.one_of(st.just(0.0), sizes, sizes.map(lambda value: -value))
+
+
+@given(before=arrays(np.float32, 5, elements=values), after=arrays(np.float32, 5, elements=values))
+def test_one_client_gets_its_own_model_back_to_the_bit(before, after):
+    rule = build_rule("fedavg")
+    update = Update("a", Difference({"w": after}, {"w": before}), 9)
+    _, tensors, _ = rule.apply(rule.init({"w": before}, ["a"]), [update])
+    np.testing.assert_array_equal(tensors["w"], after)
+
+
+def test_agrees_with_flowers_fedavg_on_the_same_replies():
+    generator = np.random.default_rng(1)
+    before = {name: generator.normal(size=shape).astype(np.float32) for name, shape in (("w", (40, 6)), ("b", (6,)))}
+    models = [
+        {name: tensor + generator.normal(size=tensor.shape).astype(np.float32) for name, tensor in before.items()}
+        for _ in range(4)
+    ]
+    scans = [5, 17, 2, 30]
+
+    rule = build_rule("fedavg")
+    updates = [Update(c, Difference(model, before), n) for c, model, n in zip("abcd", models, scans)]
+    _, ours, _ = rule.apply(rule.init(before, "abcd"), updates)
+
+    from fedbrain.federated.grid import InProcessGrid
+
+    InProcessGrid(lambda message, context: message, [])  # gives this process the identity that a Message reads
+    replies = []
+    for model, count in zip(models, scans):
+        question = Message(RecordDict(), 2, "train")
+        record = ArrayRecord({name: Array(tensor) for name, tensor in model.items()})
+        content = RecordDict({"arrays": record, "metrics": MetricRecord({"scans": count})})
+        replies.append(Message(content, reply_to=question))
+    theirs, _ = FlowerFedAvg(weighted_by_key="scans").aggregate_train(1, replies)
+    for name in before:
+        np.testing.assert_allclose(ours[name], theirs[name].numpy(), rtol=0, atol=3e-7)
+
+
+def test_unknown_names_and_options_are_told():
+    with pytest.raises(StudyError, match="did you mean fedavg"):
+        build_rule("fedavgg")
+    with pytest.raises(StudyError, match="fedce: unknown option versoin; known: version, combine"):
+        build_rule("fedce", versoin="2.3")
+    with pytest.raises(StudyError, match="version"):
+        build_rule("fedce", version="2.4")
+    with pytest.raises(StudyError, match="penalty"):
+        build_rule("rate_my_lora", penalty="square")

@@ -1,0 +1,330 @@
+"""The federated run against loops written by hand, and what its messages carry."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from small_clients import build_small_model, make_client, make_samples
+
+from fedbrain.federated.aggregation import build_rule
+from fedbrain.federated.apps import build_client_app, build_server_app
+from fedbrain.federated.grid import InProcessGrid
+from fedbrain.federated.rounds import ClientFailure, run_rounds
+from fedbrain.federated.sharing import FROZEN, Sharing
+from fedbrain.federated.task import TrainingOptions, evaluate, minus_model, round_generator, train, train_alone
+
+OPTIONS = TrainingOptions(rounds=4, batch_size=5, learning_rate=0.02)
+SEED = 3
+
+
+class RecordingGrid(InProcessGrid):
+    """Keeps every message that goes down and every reply that comes up."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.down, self.up = [], []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        replies = super().send_and_receive(messages, timeout=timeout)
+        self.down += messages
+        self.up += replies
+        return replies
+
+
+def federate(clients, rule="fedavg", options=OPTIONS, sharing=FROZEN, load=None, names=None, **loop):
+    rule = build_rule(rule) if isinstance(rule, str) else rule
+    load = load or (lambda context: clients[context.node_config["client"]])
+    app = build_client_app(load, build_small_model, sharing, options, seed=SEED)
+    grid = RecordingGrid(app, names or list(clients))
+    state = build_small_model().state_dict()
+    tensors = {name: state[name].numpy() for name in sharing.select(state, "shared")}
+    return run_rounds(grid, rule, tensors, options, **loop), grid
+
+
+def as_bytes(tensors):
+    return {name: np.asarray(tensor).tobytes() for name, tensor in tensors.items()}
+
+
+def test_one_client_is_plain_local_training_to_the_bit(three_clients):
+    client = three_clients["C"]
+    result, _ = federate({"C": client})
+    alone = list(train_alone(build_small_model(), client, OPTIONS, SEED, "cpu"))
+    best = min(alone, key=lambda done: done.validation.loss)
+    assert result.best_round == best.round
+    assert as_bytes(result.tensors) == as_bytes(best.tensors)
+    assert [row["validation_loss"] for row in result.rows] == [done.validation.loss for done in alone]
+    assert [row["loss"] for row in result.rows] == [done.loss for done in alone]
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "simpleavg"])
+@pytest.mark.parametrize(("rounds", "tolerance"), [(1, 2e-7), (4, 2e-6)])
+def test_averages_equal_a_loop_written_by_hand(three_clients, rule, rounds, tolerance):
+    options = TrainingOptions(rounds=rounds, batch_size=5, learning_rate=0.02, selection="balanced_accuracy")
+    unvalidated = {
+        name: make_client(name, len(c.train), 0, seed=k) for k, (name, c) in enumerate(three_clients.items())
+    }
+    result, _ = federate(unvalidated, rule, options)  # without validation scans: the last round
+
+    world = build_small_model().state_dict()
+    sizes = {name: len(client.train) for name, client in unvalidated.items()}
+    for number in range(1, rounds + 1):
+        total = {name: torch.zeros_like(tensor) for name, tensor in world.items()}
+        for name, client in unvalidated.items():
+            model = build_small_model()
+            model.load_state_dict(world)
+            train(model, client.train, options, round_generator(SEED, name, number), "cpu")
+            share = sizes[name] / sum(sizes.values()) if rule == "fedavg" else 1 / 3
+            for key, tensor in model.state_dict().items():
+                total[key] += share * tensor
+        world = total
+    assert result.best_round == rounds
+    for name, tensor in world.items():
+        # The sums of round 1 differ by rounding; AdamW carries that along.
+        np.testing.assert_allclose(result.tensors[name], tensor, rtol=0, atol=tolerance)
+
+
+def test_fedce_scores_are_those_of_the_minus_model(three_clients):
+    """The second round's score of each client, computed from the messages alone."""
+    seen = []
+
+    class Spy:
+        needs = frozenset({"minus_score"})
+        inner = build_rule("fedce")
+
+        def init(self, tensors, clients):
+            return self.inner.init(tensors, clients)
+
+        def apply(self, state, updates):
+            after = self.inner.apply(state, updates)
+            seen.append((state, updates, after[2]))
+            return after
+
+    federate(three_clients, Spy())
+    assert all(not update.scalars for update in seen[0][1])
+    for (before, updates, weights), (state, later, _) in zip(seen, seen[1:]):
+        own = {update.client: update for update in updates}
+        for update in later:
+            trained = {n: torch.tensor(before.tensors[n] + own[update.client].delta[n]).float() for n in before.tensors}
+            world = {name: torch.tensor(tensor) for name, tensor in state.tensors.items()}
+            model = build_small_model()
+            model.load_state_dict(minus_model(world, trained, weights[update.client]))
+            expected = evaluate(model, three_clients[update.client].validation).balanced_accuracy
+            assert update.scalars["minus_score"] == expected
+
+
+def test_rate_my_lora_gets_the_score_of_the_trained_model(three_clients):
+    result, grid = federate({"A": three_clients["A"]}, "rate_my_lora")
+    replies = [reply.content["metrics"] for reply in grid.up if "arrays" in reply.content]
+    # Of one client the trained model is the next round's global model.
+    assert [reply["local_score"] for reply in replies] == [row["validation_score"] for row in result.rows]
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "fedce", "rate_my_lora"])
+def test_the_order_of_clients_does_not_change_a_bit(three_clients, rule):
+    first, _ = federate(three_clients, rule)
+    second, _ = federate(dict(reversed(three_clients.items())), rule)
+    assert as_bytes(first.tensors) == as_bytes(second.tensors)
+    drop_seconds = [[{**row, "seconds": 0} for row in result.rows] for result in (first, second)]
+    assert drop_seconds[0] == drop_seconds[1]
+
+
+def test_bytes_are_those_of_the_arrays_in_the_messages(three_clients):
+    result, grid = federate(three_clients)
+    model = sum(tensor.numel() * 4 for tensor in build_small_model().state_dict().values())
+
+    def of(messages):
+        return sum(
+            array.numpy().nbytes
+            for message in messages
+            for record in message.content.array_records.values()
+            for array in record.values()
+        )
+
+    assert sum(row["bytes_down"] for row in result.rows) == of(grid.down) == 3 * (OPTIONS.rounds + 1) * model
+    assert sum(row["bytes_up"] for row in result.rows) == of(grid.up) == 3 * OPTIONS.rounds * model
+
+
+def test_messages_carry_shared_tensors_and_known_scalars_only(three_clients):
+    sharing = Sharing((("2.bias", "private"), ("0.weight", "frozen"), ("*", "shared")))
+    _, grid = federate(three_clients, "fedce", sharing=sharing)
+    scalars = {"scans", "seconds", "loss", "validation_loss", "validation_score", "minus_score"}
+    for message in grid.down + grid.up:
+        for record in message.content.array_records.values():
+            assert set(record) == {"0.bias", "2.weight"}
+        for record in message.content.metric_records.values():
+            assert set(record) <= scalars
+            assert all(np.ndim(value) == 0 for value in record.values())
+        for record in message.content.config_records.values():
+            assert set(record) <= {"round", "evaluate", "needs", "weight", "client", "train", "validation"}
+
+
+def test_private_tensors_stay_and_frozen_ones_stand(three_clients):
+    sharing = Sharing((("2.bias", "private"), ("0.weight", "frozen"), ("*", "shared")))
+    result, grid = federate(three_clients, sharing=sharing)
+    kept = [context.state["private"]["2.bias"].numpy() for context in grid.contexts.values()]
+    assert not np.array_equal(kept[0], kept[1])
+    assert set(result.tensors) == {"0.bias", "2.weight"}
+
+    # By hand: one client with a private tensor is local training, since its private tensor goes on from round to round.
+    result, grid = federate({"A": three_clients["A"]}, sharing=sharing)
+    model = build_small_model()
+    model[0].weight.requires_grad_(False)
+    alone = list(train_alone(model, three_clients["A"], OPTIONS, SEED, "cpu"))
+    (context,) = grid.contexts.values()
+    assert context.state["private"]["2.bias"].numpy().tobytes() == alone[-1].tensors["2.bias"].numpy().tobytes()
+
+
+def failing(clients, name, rounds_of_failure):
+    """A loader that raises for one client in some of its trainings (its calls after the first, which is the query)."""
+    calls = {"count": -1}
+
+    def load(context):
+        if context.node_config["client"] == name:
+            calls["count"] += 1
+            if calls["count"] in rounds_of_failure:
+                raise MemoryError("out of\nmemory")
+        return clients[context.node_config["client"]]
+
+    return load
+
+
+def test_a_client_that_raises_stops_the_run_and_is_named(three_clients):
+    with pytest.raises(ClientFailure, match=r"round 2: 2 of 3 clients .* client B: MemoryError: out of memory"):
+        federate(three_clients, load=failing(three_clients, "B", {2}))
+
+
+def test_with_a_quorum_the_round_goes_on_without_it(three_clients):
+    result, _ = federate(three_clients, load=failing(three_clients, "B", {2}), quorum=2)
+    row = next(row for row in result.rows if row["round"] == 2 and row["client"] == "B")
+    assert (row["status"], row["reason"]) == ("failed", "MemoryError: out of memory")
+    assert row["weight"] is None
+    assert row["bytes_up"] == 0
+    others = [row["weight"] for row in result.rows if row["round"] == 2 and row["status"] == "ok"]
+    assert others == [12 / 32, 20 / 32]
+    assert len([row for row in result.rows if row["status"] == "ok"]) == 11
+
+
+def test_a_client_that_does_not_reply_is_a_row(three_clients):
+    class Silent(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            return [r for r in replies if timeout is None or r.metadata.src_node_id != max(self.contexts)]
+
+    app = build_client_app(
+        lambda context: three_clients[context.node_config["client"]], build_small_model, FROZEN, OPTIONS, seed=0
+    )
+    tensors = {name: tensor.numpy() for name, tensor in build_small_model().state_dict().items()}
+    result = run_rounds(Silent(app, "ABC"), build_rule("fedavg"), tensors, OPTIONS, quorum=2, deadline=30)
+    assert {row["reason"] for row in result.rows if row["client"] == "C"} == {"no reply within 30 s"}
+    with pytest.raises(ClientFailure, match="client C: no reply"):
+        run_rounds(Silent(app, "ABC"), build_rule("fedavg"), tensors, OPTIONS, deadline=30)
+
+
+def test_two_nodes_with_one_name_are_refused(three_clients):
+    with pytest.raises(ClientFailure, match="same client name"):
+        federate(three_clients, names=["A", "B", "A"])
+
+
+def test_the_best_round_is_the_lowest_scan_weighted_validation_loss(three_clients):
+    clients = {
+        "A": make_client("A", validation=3, seed=4),
+        "B": make_client("B", validation=11, seed=5),
+        "C": make_client("C", validation=0, seed=6),
+    }
+    result, _ = federate(clients, options=TrainingOptions(rounds=6, learning_rate=0.2, batch_size=4))
+    losses = {}
+    for row in result.rows:
+        if row["client"] != "C":
+            losses.setdefault(row["round"], {})[row["client"]] = row["validation_loss"]
+    means = {number: (3 * of["A"] + 11 * of["B"]) / 14 for number, of in losses.items()}
+    assert result.best_round == min(means, key=means.get)
+    assert f"{min(means.values()):.6g}" in result.reason
+    # The tensors are that round's: its validation values come out again.
+    model = build_small_model()
+    model.load_state_dict({name: torch.tensor(tensor) for name, tensor in result.tensors.items()})
+    assert evaluate(model, clients["B"].validation).loss == losses[result.best_round]["B"]
+
+
+def test_without_validation_scans_it_is_the_last_round():
+    result, _ = federate({"A": make_client("A", validation=0)})
+    assert result.best_round == OPTIONS.rounds
+    assert "no client has validation scans" in result.reason
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "fedce", "rate_my_lora"])
+def test_a_run_that_was_killed_ends_in_the_same_bytes(three_clients, rule, tmp_path):
+    sharing = Sharing((("2.bias", "private"), ("*", "shared")))
+    whole, whole_grid = federate(three_clients, rule, sharing=sharing)
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(ClientFailure):
+        federate(
+            three_clients,
+            rule,
+            sharing=sharing,
+            load=failing(three_clients, "C", {3}),
+            checkpoint=path,
+            identity="run",
+        )
+    resumed, grid = federate(three_clients, rule, sharing=sharing, checkpoint=path, identity="run")
+    trained = [m.content["config"]["round"] for m in grid.down if m.metadata.message_type == "train"]
+    assert sorted(set(trained)) == [3, 4]
+    assert as_bytes(resumed.tensors) == as_bytes(whole.tensors)
+    assert resumed.best_round == whole.best_round
+    assert [{**row, "seconds": 0} for row in resumed.rows] == [{**row, "seconds": 0} for row in whole.rows]
+    for states in zip(grid.client_states().values(), whole_grid.client_states().values()):
+        assert as_bytes(states[0]) == as_bytes(states[1])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a safetensors file"])
+def test_a_checkpoint_that_is_anothers_or_broken_is_not_used(three_clients, tmp_path, content):
+    path = tmp_path / "checkpoint.safetensors"
+    if content is None:
+        federate(three_clients, checkpoint=path, identity="another run")
+    else:
+        path.write_bytes(content)
+    _, grid = federate(three_clients, checkpoint=path, identity="this run")
+    trained = [m.content["config"]["round"] for m in grid.down if m.metadata.message_type == "train"]
+    assert min(trained) == 1
+
+
+def test_a_finished_checkpoint_needs_only_the_last_evaluation(three_clients, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    whole, _ = federate(three_clients, checkpoint=path, identity="run")
+    again, grid = federate(three_clients, checkpoint=path, identity="run")
+    assert {m.metadata.message_type for m in grid.down} == {"query", "evaluate"}
+    assert as_bytes(again.tensors) == as_bytes(whole.tensors)
+    assert again.rows == whole.rows
+
+
+def test_the_server_app_runs_the_same_rounds(three_clients):
+    result, _ = federate(three_clients)
+    app = build_client_app(
+        lambda context: three_clients[context.node_config["client"]], build_small_model, FROZEN, OPTIONS, seed=SEED
+    )
+    finished = []
+    tensors = {name: tensor.numpy() for name, tensor in build_small_model().state_dict().items()}
+    server = build_server_app(build_rule("fedavg"), tensors, OPTIONS, finished.append)
+    server(InProcessGrid(app, "CAB"), Context(1, 0, {}, RecordDict(), {}))
+    assert as_bytes(finished[0].tensors) == as_bytes(result.tensors)
+
+
+def test_a_server_with_another_model_is_refused(three_clients):
+    app = build_client_app(
+        lambda context: three_clients[context.node_config["client"]], build_small_model, FROZEN, OPTIONS, seed=SEED
+    )
+    with pytest.raises(ClientFailure, match="other shared tensors"):
+        run_rounds(InProcessGrid(app, "ABC"), build_rule("fedavg"), {"w": np.zeros(3, np.float32)}, OPTIONS)
+
+
+def test_one_class_clients_take_part():
+    clients = {
+        "A": make_client("A", train=10, seed=1),
+        "B": make_client("B", labels=[1] * 8, train=8, seed=2),
+        "C": make_client("C", labels=[0], train=1, validation=1, seed=3),
+    }
+    for rule in ("fedavg", "fedce", "rate_my_lora"):
+        result, _ = federate(clients, rule)
+        assert {row["status"] for row in result.rows} == {"ok"}
+        assert all(np.isfinite(tensor).all() for tensor in result.tensors.values())
+    assert make_samples(1, seed=0, tag="s").counts() == (1, 0)

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+from torch import nn
+
+from fedbrain.federated.accounting import count_parameters, payload_bytes
+from fedbrain.federated.sharing import FROZEN, Sharing
+
+
+def test_the_first_pattern_decides():
+    sharing = Sharing((("*.norm.*", "private"), ("encoder.*", "frozen"), ("*", "shared")))
+    names = ["encoder.norm.bias", "encoder.qkv.weight", "head.weight", "encoders.weight"]
+    assert [sharing.role(name) for name in names] == ["private", "frozen", "shared", "shared"]
+    assert sharing.select(names, "shared") == ["head.weight", "encoders.weight"]
+
+
+def test_a_name_without_a_pattern_raises():
+    with pytest.raises(ValueError, match=r"no pattern covers the tensor 'head.weight'"):
+        Sharing((("encoder.*", "frozen"),)).role("head.weight")
+
+
+def test_an_unknown_role_raises():
+    with pytest.raises(ValueError, match="role 'public' is unknown"):
+        Sharing((("*", "public"),))
+
+
+def test_frozen_tuning_shares_the_head_only():
+    assert FROZEN.role("encoder.neck.0.weight") == "frozen"
+    assert FROZEN.role("classify.bias") == "shared"
+
+
+def test_bytes_of_arrays():
+    assert payload_bytes([np.zeros((3, 4), np.float32), np.zeros((), np.float64), np.zeros((0, 9), np.float16)]) == 56
+
+
+def test_trainable_and_all_parameters():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    assert count_parameters(model) == (10, 26)
