@@ -1,0 +1,99 @@
+import matplotlib as mpl
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from fedbrain.figures.aggregation_weights import aggregation_weights
+from fedbrain.figures.auc_by_client import auc_by_client
+from fedbrain.figures.auc_by_head import auc_by_head
+from fedbrain.figures.intensity import intensity_profiles
+from fedbrain.figures.style import (
+    STYLE,
+    client_styles,
+    cohort_colors,
+    cohort_styles,
+    save_figure,
+    short_name,
+    text_figure,
+)
+
+
+@pytest.fixture
+def figures(performance, cohorts, histograms, rounds):
+    return {
+        "auc_by_head": lambda: auc_by_head(performance, cohorts),
+        "auc_by_client": lambda: auc_by_client(performance, cohorts, "conv_s"),
+        "intensity_profiles": lambda: intensity_profiles(histograms, cohorts),
+        "aggregation_weights": lambda: aggregation_weights(
+            rounds, cohorts, scans={"north": 90, "south": 40, "controls": 20}
+        ),
+        "text": lambda: text_figure("nothing to draw"),
+    }
+
+
+NAMES = ["auc_by_head", "auc_by_client", "intensity_profiles", "aggregation_weights", "text"]
+
+
+def shown_texts(figure):
+    return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_figure_drawn_twice_has_the_same_bytes(figures, name, tmp_path):
+    for folder in ("a", "b"):
+        save_figure(figures[name](), tmp_path / folder / "figure.svg", tmp_path / folder / "figure.png")
+    for suffix in ("svg", "png"):
+        first, second = ((tmp_path / folder / f"figure.{suffix}").read_bytes() for folder in ("a", "b"))
+        assert first == second
+    svg = (tmp_path / "a" / "figure.svg").read_text()
+    assert "<text" not in svg  # outlines: the same picture where the font is not installed
+    assert "<dc:date>" not in svg
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_text_is_legible_at_the_width_of_a_page(figures, name):
+    figure = figures[name]()
+    with mpl.rc_context(STYLE):
+        figure.draw_without_rendering()
+    assert figure.get_figwidth() <= 7.5
+    assert min(text.get_fontsize() for text in shown_texts(figure)) >= 9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_legend_footnotes_and_panels_do_not_overlap(figures, name):
+    figure = figures[name]()
+    with mpl.rc_context(STYLE):  # ticks are made when they are first drawn
+        figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox() for axes in figure.axes if axes.axison]
+    boxes += [legend.get_window_extent() for legend in figure.legends]
+    boxes += [text.get_window_extent() for text in figure.texts]
+    for n, box in enumerate(boxes):
+        assert box.xmin >= -1
+        assert box.ymin >= -1
+        assert box.xmax <= figure.bbox.xmax + 1
+        assert box.ymax <= figure.bbox.ymax + 1
+        for other in boxes[:n]:
+            shared = mpl.transforms.Bbox.intersection(box, other)
+            assert shared is None or min(shared.width, shared.height) < 3, (n, shared)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_drawing_leaves_the_users_matplotlib_settings_alone(figures, name):
+    before = dict(mpl.rcParams)
+    assert isinstance(figures[name](), Figure)
+    assert dict(mpl.rcParams) == before
+
+
+def test_a_cohort_keeps_its_colour_and_no_two_look_alike():
+    cohorts = [f"c{n}" for n in range(40)]
+    styles = cohort_styles(cohorts)
+    assert len({(s.color, s.marker, str(s.line)) for s in styles.values()}) == 40
+    assert len(set(cohort_colors(cohorts[:8]).values())) == 8
+    assert len({s.marker for s in cohort_styles(cohorts[:8]).values()}) == 8
+    assert cohort_styles(cohorts[:3]) == {cohort: styles[cohort] for cohort in cohorts[:3]}
+    assert client_styles(cohorts[:3])["pooled"].color not in cohort_colors(cohorts).values()
+
+
+def test_a_long_name_keeps_both_ends():
+    assert short_name("hospital", 8) == "hospital"
+    assert short_name("university_hospital_north", 11) == "unive…north"
