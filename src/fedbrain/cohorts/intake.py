@@ -166,17 +166,18 @@ def scan_id(subject: str, session: str | None) -> str:
 def _check_rows(frame: pd.DataFrame, schema: Mapping, place: str) -> None:
     """Checks each column's values against the schema and makes ``age`` a number, in place."""
     ages = pd.to_numeric(frame["age"], errors="coerce").astype("Float64")
+    numbers = dict(zip(frame["age"], ages))
     problems = []
     for column in COLUMNS:
         validator = Draft202012Validator(schema["properties"][column])
         for text in frame[column].unique():
-            lines = frame.index[frame[column].isna() if pd.isna(text) else frame[column] == text]
             value = None if pd.isna(text) else text
-            if column == "age" and value is not None and not pd.isna(ages[lines[0]]):
-                value = float(ages[lines[0]])
+            if column == "age" and value is not None and not pd.isna(numbers[text]):
+                value = float(numbers[text])
             if not validator.is_valid(value):
                 found = "is empty" if value is None else f"is {text!r}"
                 expected = schema["properties"][column]["description"]
+                lines = frame.index[frame[column].isna() if value is None else frame[column] == text]
                 problems += [(line + 2, f"column {column} {found}; expected: {expected}") for line in lines]
     if problems:
         shown = [f"{place}, line {line}, {what}" for line, what in sorted(problems)[:SHOWN]]
