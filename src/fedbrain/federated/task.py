@@ -110,7 +110,10 @@ def train(
     model.train()
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(generator.initial_seed())  # layers that draw (dropout) take from the global generator
+        # Layers that draw (dropout) take from the global generators; torch.manual_seed would also queue every other device.
+        torch.default_generator.manual_seed(generator.initial_seed())
+        if cuda:
+            torch.cuda.manual_seed(generator.initial_seed())
         for _ in range(options.local_epochs):
             order = torch.randperm(len(samples), generator=generator).to(device)
             for batch in order.split(options.batch_size):

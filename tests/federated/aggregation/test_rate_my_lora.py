@@ -33,7 +33,7 @@ def test_ratio_by_hand():
 
 
 def test_normalised_by_hand():
-    weights, _ = two_rounds([0.8, 0.5], [0.4, 0.6], normalised=True)
+    weights, _ = two_rounds([0.8, 0.5], [0.4, 0.6], denominator="normalised")
     assert weights[1] == pytest.approx([0.5 / 3.5, 3 / 3.5])
 
 
@@ -43,13 +43,13 @@ def test_exp_by_hand():
 
 
 @pytest.mark.parametrize("penalty", ["ratio", "exp"])
-@pytest.mark.parametrize("normalised", [False, True])
-def test_without_a_fall_it_is_fedavg(penalty, normalised):
-    weights, _ = two_rounds([0.0, 0.5], [0.0, 0.5], penalty=penalty, normalised=normalised)
+@pytest.mark.parametrize("denominator", ["literal", "normalised"])
+def test_without_a_fall_it_is_fedavg(penalty, denominator):
+    weights, _ = two_rounds([0.0, 0.5], [0.0, 0.5], penalty=penalty, denominator=denominator)
     # From 0 to 0 the ratio is 0 / 1e-6 = 0: the one place where "no fall" is penalised, by the formula as given.
-    expected = [0.0, 0.75 if not normalised else 1.0] if penalty == "ratio" else [0.25, 0.75]
+    expected = [0.0, 0.75 if denominator == "literal" else 1.0] if penalty == "ratio" else [0.25, 0.75]
     assert weights[1] == pytest.approx(expected)
-    weights, _ = two_rounds([0.4, 0.5], [0.4, 0.9], penalty=penalty, normalised=normalised)
+    weights, _ = two_rounds([0.4, 0.5], [0.4, 0.9], penalty=penalty, denominator=denominator)
     assert weights[1] == pytest.approx([0.25, 0.75])
 
 
@@ -58,7 +58,7 @@ def test_a_client_without_accuracy_is_not_penalised():
     assert weights[1] == pytest.approx([0.125, 0.75])
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_all_at_zero_is_no_step(normalised):
-    _, step = two_rounds([0.5, 0.5], [0.0, 0.0], normalised=normalised)
+@pytest.mark.parametrize("denominator", ["literal", "normalised"])
+def test_all_at_zero_is_no_step(denominator):
+    _, step = two_rounds([0.5, 0.5], [0.0, 0.0], denominator=denominator)
     assert step.tolist() == [0.0, 0.0]

@@ -12,6 +12,7 @@ from fedbrain.errors import StudyError
 from fedbrain.federated.aggregation.rule import State, Tensors, Update, add_weighted
 
 PENALTIES = ("ratio", "exp")
+DENOMINATORS = ("literal", "normalised")
 FLOOR = 1e-6  # under the previous accuracy, so that 0 does not divide
 
 
@@ -20,7 +21,7 @@ class RateMyLoRA:
     """W_next = W + sum_k w_k(t) n_k D_k / sum_k n_k, where w_k(t) in [0, 1] penalises a falling accuracy.
 
     From the paper: the average by scans, and a penalty that compares a client's validation accuracy over rounds; the
-    denominator carries no w, so that a penalty shrinks the step (``normalised=True`` divides by sum_k w_k n_k instead).
+    denominator carries no w, so that a penalty shrinks the step (``denominator="normalised"`` divides by sum_k w_k n_k).
     The penalty's exact form is our choice, two are offered:
 
         "ratio"   w = min(1, a_t / max(a_{t-1}, 1e-6))
@@ -33,13 +34,13 @@ class RateMyLoRA:
 
     penalty: str = "ratio"
     gamma: float = 5.0
-    normalised: bool = False
+    denominator: str = "literal"
     needs: ClassVar[frozenset[str]] = frozenset({"local_score"})
 
     def __post_init__(self):
-        if self.penalty not in PENALTIES:
-            known = ", ".join(PENALTIES)
-            raise StudyError(f"aggregation rate_my_lora: penalty {self.penalty!r} is unknown; known: {known}")
+        for name, known in (("penalty", PENALTIES), ("denominator", DENOMINATORS)):
+            if (value := getattr(self, name)) not in known:
+                raise StudyError(f"aggregation rate_my_lora: {name} {value!r} is unknown; known: {', '.join(known)}")
         if not self.gamma > 0:
             raise StudyError(f"aggregation rate_my_lora: gamma must be above 0, it is {self.gamma}")
 
@@ -49,7 +50,8 @@ class RateMyLoRA:
     def apply(self, state: State, updates: Sequence[Update]) -> tuple[State, Tensors, dict[str, float]]:
         accuracies = {u.client: float(u.scalars["local_score"]) for u in updates if "local_score" in u.scalars}
         penalised = {u.client: u.scans * self._rate(state, accuracies, u.client) for u in updates}
-        total = sum(penalised.values()) if self.normalised else sum(update.scans for update in updates)
+        normalised = self.denominator == "normalised"
+        total = sum(penalised.values()) if normalised else sum(update.scans for update in updates)
         # All penalised to 0: no step, whichever the denominator.
         weights = {client: value / total if total > 0 else 0.0 for client, value in penalised.items()}
         tensors = add_weighted(state.tensors, updates, weights)
