@@ -84,13 +84,14 @@ def _panel(axes, own, clients, styles, scans):
         total = sum(scans[client] for client in clients)
         for client in clients:
             axes.plot(
-                last + 2.5 * room,
+                last + 2 * room,
                 scans[client] / total,
                 marker="<",
                 color=styles[client].color,
                 markersize=8,
                 markeredgecolor="white",
                 markeredgewidth=0.7,
+                clip_on=False,
                 linestyle="none",
             )
     axes.set_xlabel(f"round (mean and {seeds} seeds)" if seeds > 1 else "round")

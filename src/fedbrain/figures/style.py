@@ -1,7 +1,8 @@
 """What all figures share: one colour, marker and line per cohort, legible sizes, files with the same bytes each time.
 
 Colours: Okabe and Ito, Color Universal Design (2008), which people with the common colour vision deficiencies can tell
-apart, without its yellow (too pale on white). Markers and line styles differ, too, so that colour is never the only cue.
+apart, without its yellow (too pale on white) and black (for pooled), then a purple and a grey of ours. Markers and line
+styles differ, too, so that colour is never the only cue.
 Text is written as outlines of DejaVu Sans, which comes with matplotlib: the same picture on every machine, offline.
 """
 
