@@ -1,8 +1,8 @@
 """What a federated run costs: bytes that travel, time, memory."""
 
-import resource
 from collections.abc import Iterable
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +25,11 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def peak_memory(device: str) -> int:
-    """Peak memory in bytes: on CUDA of the tensors there, else resident memory of this process."""
+    """Peak memory in bytes: on CUDA of the tensors there, else of this process's resident memory (Linux)."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+    # Not getrusage: its peak is inherited from the process that started this one.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024  # given in KiB
+    raise RuntimeError("/proc/self/status has no VmHWM: not a Linux kernel?")

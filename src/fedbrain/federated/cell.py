@@ -162,6 +162,9 @@ def _train_federated(clients, members, build_model, sharing, rule, options, seed
     from fedbrain.federated.grid import InProcessGrid
 
     tensors = build_model().state_dict()
+    if sharing.select(tensors, "private"):
+        # A client keeps its latest private tensors, not yet those of the round that turns out to be the best.
+        raise NotImplementedError("predictions of a tuning with private tensors")
     shared = {name: tensors[name].numpy() for name in sharing.select(tensors, "shared")}
     client_app = build_client_app(
         lambda context: members[context.node_config["client"]], build_model, sharing, options, seed=seed, device=device

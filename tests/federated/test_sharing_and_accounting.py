@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from fedbrain.federated.accounting import count_parameters, payload_bytes
+from fedbrain.federated.accounting import count_parameters, payload_bytes, peak_memory
 from fedbrain.federated.sharing import FROZEN, Sharing
 
 
@@ -36,3 +36,11 @@ def test_trainable_and_all_parameters():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].requires_grad_(False)
     assert count_parameters(model) == (10, 26)
+
+
+def test_peak_memory_rises_with_what_was_held_and_does_not_fall():
+    block = np.ones(25_000_000)  # 200 MB
+    held = peak_memory("cpu")
+    assert held > block.nbytes
+    del block
+    assert peak_memory("cpu") >= held
