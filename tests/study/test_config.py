@@ -60,6 +60,9 @@ def test_the_shipped_config_is_valid(config_schema, root):
         (changed("splits", value={"validation": 0.5, "test": 0.5}), ["splits", "nothing to train on"]),
         (changed("encoder", "weights", value="no.pth"), ["encoder.weights: no file no.pth", "blueyo0/SAM-Med3D"]),
         (changed("aggregation", "fedcee", value={}), ["aggregation.fedcee", "did you mean fedce?"]),
+        (changed("aggregation", "fedce", value={"version": "3"}), ["aggregation.fedce", "version"]),
+        (changed("aggregation", "fedce", value={"combined": "plus"}), ["aggregation.fedce", "combine"]),
+        (changed("cohorts", "a", value={"phantom": {"case": 3}}), ["cohort a", "'case'", "cases"]),
         (changed("resources", "gpu", "embed", value=1), ["resources.gpu: unknown key 'embed'", "embed_shard"]),
         ({key: value for key, value in CONFIG.items() if key != "grid"}, ["missing key 'grid'"]),
     ],
@@ -69,6 +72,13 @@ def test_a_mistake_is_named_with_its_place_and_the_mend(config, words, config_sc
         checked(config, config_schema)
     for word in words:
         assert word in str(error.value)
+
+
+def test_the_defaults_of_training_are_those_of_the_library(config_schema):
+    from fedbrain.federated.task import TrainingOptions
+
+    study = checked(CONFIG, config_schema)
+    assert training_options(study, "linear") == TrainingOptions().as_dict()
 
 
 def test_all_mistakes_are_told_at_once(config_schema):

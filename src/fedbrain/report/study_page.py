@@ -245,24 +245,24 @@ def _bytes(count: float) -> str:
 def _cost_table(cells: Sequence, summaries: Sequence[Mapping]) -> str:
     by_cell: dict[tuple, list[Mapping]] = {}
     for summary in summaries:
-        by_cell.setdefault((summary["head"], summary["tuning"], summary["aggregation"]), []).append(summary)
+        by_cell.setdefault(tuple(summary["cell"].values()), []).append(summary)
     header = ["head", "tuning", "aggregation", "trained parameters", "bytes down", "bytes up", "seconds a run"]
     header += ["peak memory", "best round"]
     rows = []
     for head, tuning, aggregation, _ in cells:
         runs = by_cell[(head, tuning, aggregation)]
-        sends = [max(run["rounds"] * len(run["clients"]), 1) for run in runs]
-        best = sorted({run["best_round"] for run in runs})
+        exchanges = sum(run["training"]["rounds"] * len(run["clients"]) for run in runs)
+        best = sorted({number for run in runs for number in run["best_round"].values()})
         rows.append(
             [
                 head,
                 tuning,
                 aggregation,
-                f"{runs[0]['trainable_parameters']:,}",
-                _bytes(sum(run["bytes_down"] / n for run, n in zip(runs, sends)) / len(runs)),
-                _bytes(sum(run["bytes_up"] / n for run, n in zip(runs, sends)) / len(runs)),
+                f"{runs[0]['parameters']['trainable']:,}",
+                _bytes(sum(run["bytes_down"] for run in runs) / exchanges),
+                _bytes(sum(run["bytes_up"] for run in runs) / exchanges),
                 f"{sum(run['seconds'] for run in runs) / len(runs):.1f}",
-                _bytes(max(run["peak_memory_bytes"] for run in runs)),
+                _bytes(max(run["peak_memory"] for run in runs)),
                 f"{best[0]}–{best[-1]}" if len(best) > 1 else best[0],
             ]
         )

@@ -13,6 +13,7 @@ from jsonschema.validators import extend
 
 from fedbrain import registry
 from fedbrain.errors import StudyError
+from fedbrain.federated.aggregation import build_rule
 
 SOURCES = ("table", "bids", "phantom")
 
@@ -121,9 +122,12 @@ def _problems(config: Mapping) -> Iterator[str]:
         if not {0, 1} <= set(cohort_labels(config, name).values()):
             yield f"cohorts.{name}: its labels must name at least one diagnosis for 0 and one for 1"
         if "phantom" in cohort:
-            from fedbrain.cohorts.phantom import OPTIONS
+            from fedbrain.cohorts.phantom import check_options
 
-            yield from _unknown_keys(f"cohorts.{name}.phantom", cohort["phantom"], OPTIONS)
+            try:
+                check_options(name, cohort["phantom"])
+            except StudyError as error:
+                yield str(error)
     if "pooled" in config["cohorts"]:
         yield "cohorts.pooled: this name is taken (all clients together); choose another"
     if config["splits"]["validation"] + config["splits"]["test"] >= 1:
@@ -138,23 +142,17 @@ def _problems(config: Mapping) -> Iterator[str]:
                     yield from _unknown_name(f"grid.{index}.{key}", kind, name)
     for head in config["training"]["heads"]:
         yield from _unknown_name(f"training.heads.{head}", "head", head)
-    for rule in config["aggregation"]:
-        yield from _unknown_name(f"aggregation.{rule}", "aggregation", rule)
+    for rule, options in config["aggregation"].items():
+        try:
+            build_rule(rule, **options)
+        except StudyError as error:
+            yield f"aggregation.{rule}: {error}"
     weights = config["encoder"]["weights"]
     if weights != "random" and not Path(weights).is_file():
         yield (
             f"encoder.weights: no file {weights}; put the released checkpoint sam_med3d_turbo.pth there (Hugging Face, "
             "blueyo0/SAM-Med3D, Apache-2.0), or write weights: random for a control with an untrained encoder"
         )
-
-
-def _unknown_keys(place: str, given: Mapping, known) -> Iterator[str]:
-    for key in given:
-        if key not in known:
-            near = get_close_matches(str(key), list(known), n=1)
-            yield f"{place}: unknown key {key!r}; " + (
-                f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            )
 
 
 def _unknown_name(place: str, kind: str, name: str) -> Iterator[str]:

@@ -1,0 +1,32 @@
+"""Trains one cell of the grid with one seed."""
+
+from pathlib import Path
+
+from fedbrain.devices import pick_device, set_threads
+from fedbrain.logs import log_to
+
+log_to(snakemake.log[0])
+set_threads(snakemake.threads)
+
+from fedbrain.federated.cell import train_cell  # noqa: E402
+from fedbrain.federated.data import load_clients  # noqa: E402
+
+cohorts = snakemake.params.cohorts
+train_cell(
+    load_clients(
+        embeddings={
+            cohort: [path for path in snakemake.input.embeddings if Path(path).parent.name == cohort]
+            for cohort in cohorts
+        },
+        scans=dict(zip(cohorts, snakemake.input.scans)),
+        splits=snakemake.input.splits,
+    ),
+    head=snakemake.wildcards.head,
+    tuning=snakemake.wildcards.tuning,
+    aggregation=snakemake.wildcards.aggregation,
+    aggregation_options=snakemake.params.aggregation,
+    training=snakemake.params.training,
+    seed=int(snakemake.wildcards.seed),
+    folder=Path(snakemake.output.summary).parent,
+    device=pick_device(snakemake.resources.gpu),
+)
