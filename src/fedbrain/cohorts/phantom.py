@@ -199,7 +199,7 @@ def draw_picture(path: str | Path, *, scanners=("crisp", "shaded", "grainy", "th
     figure, axes = plt.subplots(len(scanners), 6, figsize=(14, 2.75 * len(scanners)), facecolor="black")
     for line, scanner in zip(axes, scanners):
         for half, row in zip((line[:3], line[3:]), people):
-            options = {"scanner": scanner, "effect": 1.5}
+            options = {"scanner": scanner, "effect": 1.2}
             volumes = true_volumes(row, options, seed)
             image, _ = draw_scan(row, options, seed)
             straight = nib.as_closest_canonical(image)

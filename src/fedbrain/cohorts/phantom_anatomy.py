@@ -39,6 +39,7 @@ class Common:
 
     grey: np.ndarray  # fraction of grey matter, 1 mm, from TEMPLATE_ORIGIN
     white: np.ndarray  # fraction of white matter, likewise
+    hull: np.ndarray  # bool, the template's own brain mask (with ventricles and sulci), likewise
     hippocampus: np.ndarray  # 0..1 membership (with the amygdala's neighbourhood), on BRAIN
     ventricles: np.ndarray  # 0..1 membership of the lateral ventricles with temporal horns, on BRAIN
     deep: np.ndarray  # 0..1, where grey matter is not cortex, on BRAIN
@@ -46,6 +47,7 @@ class Common:
     flows: np.ndarray  # (4, 3, ...) velocity (mm) that changes one structure's log volume by one, on BRAIN
     inside: np.ndarray  # 0..1, the cranial cavity, on HEAD
     around: np.ndarray  # intensity of everything outside the cavity, on HEAD
+    within: np.ndarray  # 0..1, the cranial cavity, on SHAPE
     builds: np.ndarray  # (5, 3, ...) velocities of bodily build, on SHAPE: see BUILDS
 
 
@@ -69,12 +71,15 @@ def draw_person(rng: np.random.Generator, sex: str) -> Person:
     """Draws an anatomy; ``sex`` ("F" or "M") moves the mean head size only."""
     common = common_head()
     shape = tuple(len(axis) for axis in SHAPE)
-    size = np.exp(rng.normal(0.0, 0.03) + (-0.018 if sex == "F" else 0.018))
+    # The template is larger than ordinary heads (about a tenth in each direction).
+    size = np.exp(rng.normal(-0.065, 0.03) + (-0.018 if sex == "F" else 0.018))
     linear = np.diag(np.exp(rng.normal(0.0, 0.022, 3)) * size) + rng.normal(0.0, 0.01, (3, 3))
     velocity = np.zeros((3, *shape), np.float32)
     for deviation, reach in ((3.0, 30.0), (1.6, 12.0)):  # mm
         for axis in range(3):
-            velocity[axis] += deviation * _smooth_noise(rng, shape, reach / 5.0)
+            noise = deviation * _smooth_noise(rng, shape, reach / 5.0)
+            # Small bumps belong to the brain; on the skull they would look like dents.
+            velocity[axis] += noise if reach > 20.0 else noise * (0.3 + 0.7 * common.within)
     builds = rng.normal(0.0, (0.9, 1.3, 4.0, 4.0, 2.5))  # mm
     velocity += np.tensordot(builds.astype(np.float32), common.builds, 1)
     return Person(
@@ -101,7 +106,7 @@ def age_change(age: float) -> dict[str, float]:
 
 def disease_change(severity: float, rng: np.random.Generator) -> dict[str, float]:
     """Log volume change of one diseased subject at ``severity`` (1 is a typical case); patterns differ by subject."""
-    mean = {"hippocampus": -0.17, "ventricles": 0.30, "cortex": -0.035, "white_matter": -0.01}
+    mean = {"hippocampus": -0.27, "ventricles": 0.46, "cortex": -0.05, "white_matter": -0.005}
     return {name: float(severity * value * rng.lognormal(-0.045, 0.3)) for name, value in mean.items()}
 
 
@@ -116,7 +121,7 @@ def atrophy_pull(change: dict[str, float]) -> np.ndarray:
 
 
 # What a unit of each flow does to its structure's log volume, measured by `python benchmarks/phantom_task.py --gains`.
-GAINS = {"hippocampus": 1.0, "ventricles": 1.0, "cortex": 1.0, "white_matter": 1.0}
+GAINS = {"hippocampus": 0.52, "ventricles": 0.60, "cortex": 1.05, "white_matter": 0.47}
 
 
 @dataclass(frozen=True)
@@ -124,10 +129,10 @@ class Look:
     """What is at each point."""
 
     intensity: np.ndarray  # (N,) before contrast; white matter near 1
-    brain: np.ndarray  # (N,) bool, brain with ventricles
+    brain: np.ndarray  # (N,) bool, brain with ventricles and sulci, as brain extraction understands it
     grey: np.ndarray  # (N,) fraction
     white: np.ndarray  # (N,) fraction
-    places: tuple[np.ndarray, np.ndarray]  # (N,) indices of the points within the cavity; (3, M) their common coordinates
+    places: tuple[np.ndarray, ...]  # (M,) indices of the points in the cavity; (3, M) where they lie before, after atrophy
 
 
 def look(person: Person, change: dict[str, float], pull: np.ndarray, points: np.ndarray) -> Look:
@@ -158,11 +163,11 @@ def look(person: Person, change: dict[str, float], pull: np.ndarray, points: np.
     full_grey, full_white = np.zeros(points.shape[1], np.float32), np.zeros(points.shape[1], np.float32)
     full_grey[here], full_white[here] = cover * filled * (1.0 - ratio), cover * filled * ratio
     brain = np.zeros(points.shape[1], bool)
-    brain[here] = (filled > 0.5) | (_at(common.ventricles, BRAIN, near) > 0.5)
-    return Look(np.maximum(intensity, 0.0), brain, full_grey, full_white, (here, near))
+    brain[here] = map_coordinates(common.hull.view(np.uint8), near - origin, order=0) > 0
+    return Look(np.maximum(intensity, 0.0), brain, full_grey, full_white, (here, moved[:, here], near))
 
 
-THINNING = 9.0  # logits of sulcal opening per unit of cortical log volume
+THINNING = 6.0  # logits of sulcal opening per unit of cortical log volume
 
 
 def true_volumes(person: Person, change: dict[str, float], spacing: float = 2.0) -> dict[str, float]:
@@ -171,7 +176,7 @@ def true_volumes(person: Person, change: dict[str, float], spacing: float = 2.0)
     axes = [np.arange(axis[0] - 6, axis[-1] + 6, spacing, dtype=np.float32) for axis in BRAIN]
     points = np.stack([part.ravel() for part in np.meshgrid(*axes, indexing="ij")])
     seen = look(person, change, atrophy_pull(change), points)
-    here, near = seen.places
+    here, person_side, near = seen.places
     grey, white = seen.grey[here], seen.white[here]
     deep, hippocampus, ventricles = (
         _at(part, BRAIN, near) for part in (common.deep, common.hippocampus, common.ventricles)
@@ -183,7 +188,7 @@ def true_volumes(person: Person, change: dict[str, float], spacing: float = 2.0)
         "cortex": grey * (1.0 - deep),
         "white_matter": white,
         "brain": grey + white,
-        "cavity": np.ones_like(grey),
+        "cavity": _at(common.inside, HEAD, person_side),
     }
     return {name: float(values.sum(dtype=np.float64) * millilitres) for name, values in sums.items()}
 
@@ -202,6 +207,7 @@ def common_head() -> Common:
     return Common(
         grey=grey,
         white=white,
+        hull=_template("t1") > 0.0,
         hippocampus=parts["hippocampus"],
         ventricles=parts["ventricles"],
         deep=parts["deep"],
@@ -209,6 +215,7 @@ def common_head() -> Common:
         flows=_flows(parts),
         inside=inside.astype(np.float32),
         around=around,
+        within=_resample(gaussian_filter(inside.astype(np.float32), 2.0), HEAD, SHAPE),
         builds=_builds(distance),
     )
 
@@ -274,7 +281,7 @@ def _flows(parts: dict[str, np.ndarray]) -> np.ndarray:
         (parts["hippocampus"], _share(near)),
         (parts["ventricles"], surroundings),
         (parts["cortex"], _share(parts["sulci"])),
-        (parts["white_matter"], 0.5 * _share(parts["sulci"]) + 0.5 * _share(parts["ventricles"])),
+        (parts["white_matter"], 0.8 * _share(parts["sulci"]) + 0.2 * _share(parts["ventricles"])),
     )
     flows = np.empty((4, 3, *parts["cortex"].shape), np.float32)
     for index, (source, sink) in enumerate(pairs):
@@ -349,7 +356,7 @@ def _draw_around(distance: np.ndarray) -> np.ndarray:
     skull = 7.0 + 1.2 * patchy[0] + 2.5 * _soft(-85 - y, 6.0) + 1.0 * _soft(y - 60, 6.0) - 3.0 * temple
     skull = np.clip(skull, 2.8, 13.0)
     muscle = 9.0 * np.exp(-(((side - 70) / 18) ** 2) - ((y - 14) / 30) ** 2 - ((z + 26) / 30) ** 2)  # temporalis
-    scalp = np.clip(5.8 + 1.1 * patchy[1] + 1.5 * _soft(-80 - y, 8.0) * _soft(-z, 12.0), 3.0, 11.0)
+    scalp = np.clip(5.6 + 1.5 * patchy[1] + 1.5 * _soft(-80 - y, 8.0) * _soft(-z, 12.0), 3.0, 11.0)
 
     # The outer surface: vault, face, chin, nose, lips and neck, run together.
     surface = distance - (skull + muscle + scalp)
@@ -375,7 +382,8 @@ def _draw_around(distance: np.ndarray) -> np.ndarray:
     bundles = _noise_on_head(rng, 6.0, rise=3.5)
     fine = _noise_on_head(rng, 2.6, rise=2.0)
     septa = np.exp(-((bundles / 0.20) ** 2)) * (0.55 + 0.45 * np.clip(patchy[1], -1, 1))
-    image = MUSCLE * (1.0 + 0.06 * fine) + np.clip(septa, 0, 1) * (0.85 * FAT - MUSCLE)
+    thin = np.exp(-((_noise_on_head(rng, 3.6, rise=3.0) / 0.16) ** 2)) * 0.35
+    image = MUSCLE * (1.0 + 0.11 * fine) + np.clip(septa + thin, 0, 1) * (0.85 * FAT - MUSCLE)
     cheek = np.exp(-(((side - 45) / 18) ** 2) - ((y - 45) / 22) ** 2 - ((z + 88) / 26) ** 2)
     nape = np.exp(-((side / 45) ** 2) - ((y + 92) / 20) ** 2) * _soft(-45 - z, 8.0)
     padding = np.where(z > -45, scalp + 1.0, 5.0) + 9.0 * cheek + 4.0 * nape
@@ -465,12 +473,12 @@ def _paint_face(canvas: _Canvas, fine: np.ndarray, patchy: np.ndarray) -> None:
     canvas.paint(0.03, (0, 0, -100), (26, 62, -86), lambda p: _ellipsoid(p, (0, 30, -93), (20, 32, 3.2)))
     canvas.paint(streaks, (0, -12, -148), (32, 66, -90), lambda p: _ellipsoid(p, (0, 27, -116), (26, 33, 24)))
     canvas.paint(bright, (0, 10, -148), (3, 50, -100), lambda p: _ellipsoid(p, (0, 30, -122), (1.6, 22, 18)), strength=0.6)
-    for height, thick in ((-97, 6.0), (-110, 6.0)):  # the two rows of teeth
-        canvas.paint(0.07, (0, 8, height - 8), (40, 72, height + 8), lambda p, h=height, t=thick: np.maximum(
-            np.abs(_arch(p, 26.0, 42.0, 20.0)) - 4.2, np.abs(p[2] - h) - t))
+    for height in (-98, -110):  # the two rows of teeth
+        canvas.paint(0.07, (0, 8, height - 10), (40, 72, height + 10), lambda p, h=height: np.hypot(
+            _arch(p, 26.0, 42.0, 20.0), (p[2] - h) / 1.5) - 4.2)
     for value, thick in ((BONE, 7.0), (marrow, 4.2)):
         canvas.paint(value, (0, -4, -142), (58, 76, -108), lambda p, t=thick: np.maximum(
-            np.abs(_arch(p, 39.0, 54.0, 8.0)) - 0.72 * t, np.abs(p[2] + 124) - 1.5 * t))  # body of the mandible
+            np.hypot(_arch(p, 39.0, 54.0, 8.0), (p[2] + 124) / 2.0) - 0.8 * t, -4 - p[1] + 0 * p[2]))  # body of the mandible
         canvas.paint(value, (32, -22, -132), (64, 28, -58), lambda p, t=thick: np.maximum(
             np.abs(p[0] - 46 - 0.10 * (p[2] + 100)) - 0.55 * t,
             _to_segment((0 * p[0], p[1], p[2]), (0, -6, -64), (0, 6, -120)) - 1.7 * t))  # ramus

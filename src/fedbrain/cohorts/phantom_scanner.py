@@ -22,7 +22,7 @@ HEAD_BOX = ((-94.0, 94.0), (-124.0, 112.0), (None, 110.0))  # mm in the head; th
 class Scanner:
     """One scanner with its protocol. Lengths in mm; intensities relative to white matter, which is near 1."""
 
-    voxel: tuple[float, float, float] = (1.35, 1.35, 1.35)  # right-left, posterior-anterior, inferior-superior
+    voxel: tuple[float, float, float] = (1.4, 1.4, 1.4)  # right-left, posterior-anterior, inferior-superior
     orientation: str = "RAS"  # axis codes of the stored array, as nibabel.aff2axcodes gives them
     oblique: float = 0.0  # degrees; the slices are tipped forward by so much, and the header says so
     bottom: float = -140.0  # lower end of the field of view; -140 shows chin and neck, -90 cuts below the skull base
@@ -33,17 +33,17 @@ class Scanner:
     coil: tuple[float, float, float] = (0.0, 0.0, 0.0)  # direction and share of the shading that all scans have in common
     blur: float = 0.0  # full width at half maximum within the slice
     noise: float = 0.02  # deviation of the noise in each of the two channels (Rician)
-    scale: float = 1000.0  # stored value of white matter
+    scale: float = 500.0  # stored value of white matter
     tilt: float = 4.0  # deviation of the patient's head rotation, degrees
     shift: float = 3.0  # deviation of the patient's head position
 
 
 SCANNERS = {
     "crisp": Scanner(),
-    "shaded": Scanner(voxel=(1.4, 1.25, 1.25), orientation="PSR", bottom=-150, gamma=1.2, shading=0.28,
-                      coil=(0.15, -0.7, 0.3), noise=0.03, scale=320),
-    "grainy": Scanner(voxel=(1.4, 1.4, 1.4), orientation="LAS", bottom=-118, gamma=0.85, grey_pull=0.06, shading=0.14,
-                      coil=(0.0, 0.3, 0.6), blur=1.2, noise=0.055, scale=2600),
+    "shaded": Scanner(voxel=(1.5, 1.3, 1.3), orientation="PSR", bottom=-150, gamma=1.2, shading=0.28,
+                      coil=(0.15, -0.7, 0.3), noise=0.03, scale=220),
+    "grainy": Scanner(voxel=(1.5, 1.5, 1.5), orientation="LAS", bottom=-118, gamma=0.85, grey_pull=0.06, shading=0.14,
+                      coil=(0.0, 0.3, 0.6), blur=1.2, noise=0.05, scale=2400),
     "thick": Scanner(voxel=(1.1, 1.1, 3.0), orientation="LPS", oblique=9.0, bottom=-92, gamma=1.1, shading=0.12,
                      coil=(-0.3, 0.0, -0.4), noise=0.025, scale=150),
     "fatsat": Scanner(voxel=(1.2, 1.9, 1.2), orientation="RSP", bottom=-128, gamma=0.95, grey_pull=-0.03, fat=0.45,
@@ -178,16 +178,11 @@ def _occupied(look, affine, shape, turn, offset) -> np.ndarray:
 
 
 def _contrast(scanner: Scanner, image: np.ndarray) -> np.ndarray:
-    image = np.where(image > 1.0, 1.0 + (image - 1.0) * scanner.fat, image) if scanner.fat >= 1 else _dimmed(scanner, image)
+    # Fat alone is brighter than white matter; its suppression sets in smoothly from 1.0 on.
+    image = image * (1.0 - np.clip((image - 1.0) / 0.12, 0.0, 1.0) * (1.0 - scanner.fat))
     if scanner.grey_pull:
-        image = image + scanner.grey_pull * np.exp(-(((image - 0.61) / 0.14) ** 2))
+        image = np.maximum(image + scanner.grey_pull * np.exp(-(((image - 0.61) / 0.14) ** 2)), 0.0)
     return image**scanner.gamma if scanner.gamma != 1.0 else image
-
-
-def _dimmed(scanner: Scanner, image: np.ndarray) -> np.ndarray:
-    """Fat suppression: what is brighter than any brain tissue darkens, smoothly from 1.0 on."""
-    share = np.clip((image - 1.0) / 0.12, 0.0, 1.0)
-    return image * (1.0 - share * (1.0 - scanner.fat))
 
 
 def _shading(scanner: Scanner, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -206,5 +201,5 @@ def _stored_as(codes: str, stored: np.ndarray, affine: np.ndarray, mask: np.ndar
     have = nib.orientations.io_orientation(affine)
     change = nib.orientations.ornt_transform(have, nib.orientations.axcodes2ornt(tuple(codes)))
     new_affine = affine @ nib.orientations.inv_ornt_aff(change, stored.shape)
-    turned = (np.ascontiguousarray(nib.orientations.apply_orientation(part, change)) for part in (stored, mask))
-    return next(turned), new_affine, next(turned)
+    stored, mask = (np.ascontiguousarray(nib.orientations.apply_orientation(part, change)) for part in (stored, mask))
+    return stored, new_affine, mask
