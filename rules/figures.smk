@@ -1,15 +1,30 @@
 # One rule per figure: SVG for the report, PNG for slides.
 
-HEADS = list(dict.fromkeys(cell.head for cell in CELLS))
 WEIGHTED = ("fedce", "rate_my_lora")  # the rules whose contribution weights change from round to round
-WEIGHTED_HEADS = [head for head in HEADS if any(cell.head == head and cell.aggregation in WEIGHTED for cell in CELLS)]
+
+
+def models(aggregations=None):
+    """Head and tuning of the cells, as they stand in file names; of those with certain aggregations only."""
+    return dict.fromkeys(
+        f"{cell.head}-{cell.tuning}" for cell in CELLS if aggregations is None or cell.aggregation in aggregations
+    )
+
+
+def weighted_runs(wildcards):
+    """Cells and seeds of one head and tuning whose contribution weights change from round to round."""
+    return [
+        (cell, seed)
+        for cell, seeds in CELLS.items()
+        if (cell.head, cell.tuning) == (wildcards.head, wildcards.tuning) and cell.aggregation in WEIGHTED
+        for seed in seeds
+    ]
 
 
 def figure_files():
     """The figures of this study."""
     names = ["auc_by_head", "intensity_profiles"]
-    names += [f"auc_by_client-{head}" for head in HEADS]
-    names += [f"aggregation_weights-{head}" for head in WEIGHTED_HEADS]
+    names += [f"auc_by_client-{model}" for model in models()]
+    names += [f"aggregation_weights-{model}" for model in models(WEIGHTED)]
     return [f"results/figures/{name}.svg" for name in names]
 
 
@@ -22,7 +37,7 @@ rule plot_auc_by_head:
             "results/figures/auc_by_head.svg",
             caption="report/auc_by_head.rst",
             category="Performance",
-            labels={"figure": "AUC by head and cohort", "head": "all"},
+            labels={"figure": "AUC by head and cohort", "head": "all", "tuning": "all"},
         ),
         png="results/figures/auc_by_head.png",
     log:
@@ -39,6 +54,7 @@ rule plot_auc_by_head:
     params:
         cohorts=COHORTS,
         aggregation=STUDY["figures"]["aggregation"],
+        level=STUDY["evaluation"]["level"],
     script:
         "../workflow_scripts/plot_auc_by_head.py"
 
@@ -49,16 +65,16 @@ rule plot_auc_by_client:
         code=code("plot_auc_by_client.py"),
     output:
         svg=report(
-            "results/figures/auc_by_client-{head}.svg",
+            "results/figures/auc_by_client-{head}-{tuning}.svg",
             caption="report/auc_by_client.rst",
             category="Performance",
-            labels={"figure": "AUC by client and aggregation", "head": "{head}"},
+            labels={"figure": "AUC by client and aggregation", "head": "{head}", "tuning": "{tuning}"},
         ),
-        png="results/figures/auc_by_client-{head}.png",
+        png="results/figures/auc_by_client-{head}-{tuning}.png",
     log:
-        "results/logs/plot_auc_by_client-{head}.log",
+        "results/logs/plot_auc_by_client-{head}-{tuning}.log",
     benchmark:
-        "results/benchmarks/plot_auc_by_client-{head}.tsv"
+        "results/benchmarks/plot_auc_by_client-{head}-{tuning}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -68,6 +84,7 @@ rule plot_auc_by_client:
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
         cohorts=COHORTS,
+        level=STUDY["evaluation"]["level"],
     script:
         "../workflow_scripts/plot_auc_by_client.py"
 
@@ -81,7 +98,7 @@ rule plot_intensity_profiles:
             "results/figures/intensity_profiles.svg",
             caption="report/intensity_profiles.rst",
             category="Data",
-            labels={"figure": "intensity profiles by client", "head": "-"},
+            labels={"figure": "intensity profiles by client"},
         ),
         png="results/figures/intensity_profiles.png",
     log:
@@ -105,24 +122,21 @@ rule plot_intensity_profiles:
 rule plot_aggregation_weights:
     input:
         rounds=lambda wildcards: [
-            RUN.format(head=cell.head, tuning=cell.tuning, aggregation=cell.aggregation, seed=seed) + "/rounds.tsv"
-            for cell, seeds in CELLS.items()
-            if cell.head == wildcards.head and cell.aggregation in WEIGHTED
-            for seed in seeds
+            f"results/runs/{cell}/seed-{seed}/rounds.tsv" for cell, seed in weighted_runs(wildcards)
         ],
         code=code("plot_aggregation_weights.py"),
     output:
         svg=report(
-            "results/figures/aggregation_weights-{head}.svg",
+            "results/figures/aggregation_weights-{head}-{tuning}.svg",
             caption="report/aggregation_weights.rst",
             category="Aggregation",
-            labels={"figure": "contribution weight by round", "head": "{head}"},
+            labels={"figure": "contribution weight by round", "head": "{head}", "tuning": "{tuning}"},
         ),
-        png="results/figures/aggregation_weights-{head}.png",
+        png="results/figures/aggregation_weights-{head}-{tuning}.png",
     log:
-        "results/logs/plot_aggregation_weights-{head}.log",
+        "results/logs/plot_aggregation_weights-{head}-{tuning}.log",
     benchmark:
-        "results/benchmarks/plot_aggregation_weights-{head}.tsv"
+        "results/benchmarks/plot_aggregation_weights-{head}-{tuning}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -132,11 +146,6 @@ rule plot_aggregation_weights:
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
         cohorts=COHORTS,
-        runs=lambda wildcards: [
-            [cell.tuning, cell.aggregation, seed]
-            for cell, seeds in CELLS.items()
-            if cell.head == wildcards.head and cell.aggregation in WEIGHTED
-            for seed in seeds
-        ],
+        runs=lambda wildcards: [[cell.aggregation, seed] for cell, seed in weighted_runs(wildcards)],
     script:
         "../workflow_scripts/plot_aggregation_weights.py"

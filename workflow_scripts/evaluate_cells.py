@@ -1,15 +1,18 @@
 """Measures every cell on the test subjects, with intervals, beside a classifier that knows the site alone."""
 
-from fedbrain.evaluation.baseline import site_only
 from fedbrain.evaluation.performance import performance
 from fedbrain.logs import log_to
 from fedbrain.tables import PREDICTIONS, SPLITS, read_table, write_table
 
 log_to(snakemake.log[0])
-predictions = {("site_only", "none", "none"): {0: site_only(read_table(snakemake.input.splits, SPLITS))}}
+predictions = {}
 for (head, tuning, aggregation, seed), path in zip(snakemake.params.runs, snakemake.input.predictions):
     predictions.setdefault((head, tuning, aggregation), {})[seed] = read_table(path, PREDICTIONS)
 result = performance(
-    predictions, clients=snakemake.params.cohorts, seed=snakemake.params.seed, **snakemake.params.evaluation
+    predictions,
+    clients=snakemake.params.cohorts,
+    splits=read_table(snakemake.input.splits, SPLITS),
+    seed=snakemake.params.seed,
+    **snakemake.params.evaluation,
 )
 write_table(result, snakemake.output.performance)

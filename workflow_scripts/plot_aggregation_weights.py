@@ -9,8 +9,10 @@ from fedbrain.tables import ROUNDS, read_table
 
 log_to(snakemake.log[0])
 rounds = pd.concat(
-    read_table(path, ROUNDS).assign(tuning=tuning, aggregation=aggregation, seed=seed)
-    for (tuning, aggregation, seed), path in zip(snakemake.params.runs, snakemake.input.rounds)
+    read_table(path, ROUNDS).assign(aggregation=aggregation, seed=seed)
+    for (aggregation, seed), path in zip(snakemake.params.runs, snakemake.input.rounds)
 )
-figure = aggregation_weights(rounds, snakemake.params.cohorts)
-save_figure(figure, snakemake.output.svg, snakemake.output.png)
+scans = rounds.groupby("client")["scans"].max().to_dict()
+save_figure(
+    aggregation_weights(rounds, snakemake.params.cohorts, scans=scans), snakemake.output.svg, snakemake.output.png
+)

@@ -7,5 +7,11 @@ from fedbrain.tables import PERFORMANCE, read_table
 
 log_to(snakemake.log[0])
 performance = read_table(snakemake.input.performance, PERFORMANCE)
-figure = auc_by_client(performance, snakemake.params.cohorts, snakemake.wildcards.head)
+figure = auc_by_client(
+    performance,
+    snakemake.params.cohorts,
+    snakemake.wildcards.head,
+    tuning=snakemake.wildcards.tuning,
+    level=snakemake.params.level,
+)
 save_figure(figure, snakemake.output.svg, snakemake.output.png)

@@ -7,5 +7,7 @@ from fedbrain.tables import PERFORMANCE, read_table
 
 log_to(snakemake.log[0])
 performance = read_table(snakemake.input.performance, PERFORMANCE)
-figure = auc_by_head(performance, snakemake.params.cohorts, aggregation=snakemake.params.aggregation)
+figure = auc_by_head(
+    performance, snakemake.params.cohorts, aggregation=snakemake.params.aggregation, level=snakemake.params.level
+)
 save_figure(figure, snakemake.output.svg, snakemake.output.png)
