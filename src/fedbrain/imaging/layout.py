@@ -1,0 +1,26 @@
+"""Where a scan's volume, brain mask and record lie, named as BIDS derivatives."""
+
+from pathlib import Path
+
+SPACE = "MNI152NLin2009aSym"  # the symmetric template that nilearn carries
+_PREFIX = f"_space-{SPACE}_res-1p5"
+SUFFIXES = {
+    "volume": f"{_PREFIX}_desc-preproc_T1w.nii.gz",
+    "mask": f"{_PREFIX}_desc-brain_mask.nii.gz",
+    "sidecar": f"{_PREFIX}_desc-preproc_T1w.json",
+}
+
+
+def volume_path(folder: str | Path, scan: str) -> Path:
+    """The normalized volume: float32, 128 x 128 x 128 voxels of 1.5 mm."""
+    return Path(folder) / f"{scan}{SUFFIXES['volume']}"
+
+
+def mask_path(folder: str | Path, scan: str) -> Path:
+    """The brain mask on the volume's grid: uint8, 0 or 1."""
+    return Path(folder) / f"{scan}{SUFFIXES['mask']}"
+
+
+def sidecar_path(folder: str | Path, scan: str) -> Path:
+    """The record of what was done to the scan (JSON). It is written last: where it is, volume and mask are whole."""
+    return Path(folder) / f"{scan}{SUFFIXES['sidecar']}"
