@@ -27,7 +27,7 @@ from fedbrain.tables import written_atomically
 logger = logging.getLogger(__name__)
 
 VOLUME = (128, 128, 128)  # voxels, 1.5 mm
-EMBEDDING = (384, 8, 8, 8)  # channels, then the token grid
+EMBEDDING = (384, 8, 8, 8)  # channels, then the token grid; what a shard without any scan is written as
 FLOAT16_MAX = 65504.0
 
 
@@ -84,15 +84,9 @@ def embed_shard(
     identity = weights_identity(weights, seed=seed)
     fingerprint = encoder_digest(encoder, identity, autocast=autocast)
 
-    result = torch.empty((len(scans), *EMBEDDING), dtype=torch.float16)
     kept = _kept_rows(output, fingerprint) if previous else {}
-    missing = []
-    for i, scan in enumerate(scans):
-        row = kept.get((scan.scan, scan.key))
-        if row is None:
-            missing.append(i)
-        else:
-            result[i] = row
+    rows = [kept.get((scan.scan, scan.key)) for scan in scans]  # each (384, 8, 8, 8) float16, or None
+    missing = [i for i, row in enumerate(rows) if row is None]
     logger.info(
         "embeddings: %d scans, %d kept from before, %d to compute", len(scans), len(scans) - len(missing), len(missing)
     )
@@ -108,9 +102,10 @@ def embed_shard(
                 coming = reader.submit(_read_volumes, folder, [scans[i] for i in following])
                 embedded = _embed(network, volumes, device, autocast)
                 for i, embedding in zip(batch, embedded, strict=True):
-                    result[i] = _as_float16(embedding, scans[i].row)
+                    rows[i] = _as_float16(embedding, scans[i].row)
                 progress.update(len(batch))
 
+    embeddings = torch.stack(rows) if rows else torch.empty((0, *EMBEDDING), dtype=torch.float16)
     metadata = {
         "scans": json.dumps([scan.scan for scan in scans]),
         "keys": json.dumps([scan.key for scan in scans]),
@@ -118,7 +113,7 @@ def embed_shard(
         "weights": identity,
     }
     with written_atomically(output) as temporary:
-        temporary.write_bytes(_with_sorted_header(save({"embeddings": result}, metadata)))
+        temporary.write_bytes(_with_sorted_header(save({"embeddings": embeddings}, metadata)))
     return {
         "scans": len(scans),
         "computed": len(missing),
@@ -163,7 +158,7 @@ def _kept_rows(output: str | Path, fingerprint: str) -> dict[tuple[str, str], Te
     except StudyError as error:
         logger.warning("%s; all scans of the shard are embedded again", error)
         return {}
-    if metadata.get("encoder") != fingerprint or embeddings.shape[1:] != EMBEDDING:
+    if metadata.get("encoder") != fingerprint:
         return {}
     return dict(zip(zip(scans, json.loads(metadata["keys"])), embeddings))
 

@@ -71,7 +71,7 @@ class Attention(nn.Module):
 
     def __init__(self, span: int) -> None:
         super().__init__()
-        self.span = span
+        self.span, self.padded = span, span > GRID
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.proj = nn.Linear(WIDTH, WIDTH)
         self.rel_pos_d = nn.Parameter(torch.zeros(2 * span - 1, WIDTH // HEADS))
@@ -80,8 +80,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, 512, 768)
         batch = x.shape[0]
-        padded = self.span > GRID
-        if padded:
+        if self.padded:
             x = F.pad(x, (0, 0, 0, 1))  # (B, 513, 768): the last token is the pad
         qkv = self.qkv(x).view(batch, -1, 3, HEADS, WIDTH // HEADS)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nh, keys, 64), keys = 512 or 513
@@ -95,21 +94,20 @@ class Attention(nn.Module):
         batch = q.shape[0]
         q = q.unflatten(2, (GRID, GRID, GRID))  # (B, nh, d, h, w, 64)
         line = q  # the queries of each (d, h) line, pads included
-        if self.span > GRID:
+        if self.padded:
             pads = q_pad[:, :, None, None].expand(-1, -1, GRID, GRID, self.span - GRID, -1)
             line = torch.cat([q, pads], dim=4)  # (B, nh, d, h, span, 64)
+        # a (B, nh, d, h, w, kw), b (B, nh, d, h, kd, kw), c (B, nh, d, h, kh, kw)
         a = torch.einsum("bndhwc,dkc->bndhwk", q, gather_positions(self.rel_pos_d, GRID, self.span))
         b = torch.einsum("bndhjc,hkc->bndhjk", line, gather_positions(self.rel_pos_h, GRID, self.span))
         c = torch.einsum("bndhjc,jkc->bndhjk", line, gather_positions(self.rel_pos_w, self.span, self.span))
-        by_line = (
-            b[..., :GRID, None, :GRID] + c[..., None, :GRID, :GRID]
-        )  # (B, nh, d, h, kd, kh, kw): the same for all w
+        by_line = b[..., :GRID, None, :GRID] + c[..., None, :GRID, :GRID]  # (B, nh, d, h, kd, kh, kw) for all w
         # Filled in place, since concatenating the pad's column to the map would cost as much as the attention itself.
-        bias = a.new_empty(batch, HEADS, GRID, GRID, GRID, TOKENS + (self.span > GRID))
+        bias = a.new_empty(batch, HEADS, GRID, GRID, GRID, TOKENS + self.padded)
         grid = bias[..., :TOKENS].unflatten(-1, (GRID, GRID, GRID))  # (B, nh, d, h, w, kd, kh, kw)
         grid.copy_(by_line[..., None, :, :, :])
         grid += a[..., None, None, :GRID]
-        if self.span > GRID:
+        if self.padded:
             bias[..., TOKENS] = pad_bias(a, b, c)
         return bias.flatten(2, 4)
 
