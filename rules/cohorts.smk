@@ -4,7 +4,6 @@
 rule make_phantoms:
     input:
         manifest="results/cohorts/{cohort}/shards/{shard}.tsv",
-        code=code("make_phantoms.py"),
     output:
         table="results/phantoms/{cohort}/shard-{shard}.tsv",
     log:
@@ -19,7 +18,8 @@ rule make_phantoms:
         mem_mb=lambda wildcards, attempt: work.doubling(2500, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5 + 0.5 * scans_in(wildcards.cohort, wildcards.shard), attempt),
     params:
-        options=lambda wildcards: STUDY["cohorts"][wildcards.cohort]["phantom"],
+        code=code("make_phantoms.py"),
+        options=lambda wildcards: study.phantom_options(STUDY, wildcards.cohort),
         seed=STUDY["seed"],
     script:
         "../workflow_scripts/make_phantoms.py"
@@ -29,7 +29,6 @@ rule split_subjects:
     input:
         scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
         volumes=shards("results/volumes/{cohort}/{shard}.tsv"),
-        code=code("split_subjects.py"),
     output:
         splits="results/cohorts/splits.tsv",
     log:
@@ -44,6 +43,7 @@ rule split_subjects:
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
+        code=code("split_subjects.py"),
         cohorts=COHORTS,
         splits=STUDY["splits"],
         seed=STUDY["seed"],

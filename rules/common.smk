@@ -49,8 +49,7 @@ wildcard_constraints:
 
 def code(script, *modules):
     """The script, and the modules of the library that it uses: an edit of one of them makes the job run again."""
-    files = study_code.closure([beside("workflow_scripts", script), *modules])
-    return [os.path.relpath(path) for path in files]
+    return [study_code.stamp(path) for path in study_code.closure([beside("workflow_scripts", script), *modules])]
 
 
 def gpu(rule):

@@ -7,7 +7,6 @@ rule embed_shard:
     input:
         table="results/volumes/{cohort}/{shard}.tsv",
         weights=[] if STUDY["encoder"]["weights"] == "random" else ancient(STUDY["encoder"]["weights"]),
-        code=code("embed_shard.py", registry.module_of("encoder", ENCODER)),
     output:
         embeddings=update(f"results/embeddings/{ENCODER}/{CUT}/{{cohort}}/{{shard}}.safetensors"),
         summary=f"results/embeddings/{ENCODER}/{CUT}/{{cohort}}/{{shard}}.json",
@@ -25,6 +24,7 @@ rule embed_shard:
         ),
         runtime=lambda wildcards, attempt: work.embed_minutes(scans_in(wildcards.cohort, wildcards.shard), attempt),
     params:
+        code=code("embed_shard.py", registry.module_of("encoder", ENCODER)),
         encoder=ENCODER,
         weights=STUDY["encoder"]["weights"],
         batch_size=STUDY["encoder"]["batch_size"],

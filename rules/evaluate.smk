@@ -5,7 +5,6 @@ rule evaluate_cells:
     input:
         predictions=runs(f"{RUN}/predictions.tsv"),
         splits="results/cohorts/splits.tsv",
-        code=code("evaluate_cells.py"),
     output:
         performance=report(
             "results/evaluation/performance.tsv",
@@ -25,6 +24,7 @@ rule evaluate_cells:
         mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(CELLS), attempt),
         runtime=lambda wildcards, attempt: work.evaluate_minutes(len(CELLS), attempt),
     params:
+        code=code("evaluate_cells.py"),
         cohorts=COHORTS,
         evaluation=STUDY["evaluation"],
         runs=[[cell.head, cell.tuning, cell.aggregation, seed] for cell, seeds in CELLS.items() for seed in seeds],
@@ -41,7 +41,6 @@ rule study_page:
         splits="results/cohorts/splits.tsv",
         performance="results/evaluation/performance.tsv",
         summaries=runs(f"{RUN}/summary.json"),
-        code=code("study_page.py"),
     output:
         page="results/report/study.rst",
     log:
@@ -56,6 +55,7 @@ rule study_page:
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
+        code=code("study_page.py"),
         study={
             key: STUDY[key]
             for key in (

@@ -31,7 +31,6 @@ def figure_files():
 rule plot_auc_by_head:
     input:
         performance="results/evaluation/performance.tsv",
-        code=code("plot_auc_by_head.py"),
     output:
         svg=report(
             "results/figures/auc_by_head.svg",
@@ -52,6 +51,7 @@ rule plot_auc_by_head:
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
+        code=code("plot_auc_by_head.py"),
         cohorts=COHORTS,
         aggregation=STUDY["figures"]["aggregation"],
         level=STUDY["evaluation"]["level"],
@@ -62,7 +62,6 @@ rule plot_auc_by_head:
 rule plot_auc_by_client:
     input:
         performance="results/evaluation/performance.tsv",
-        code=code("plot_auc_by_client.py"),
     output:
         svg=report(
             "results/figures/auc_by_client-{head}-{tuning}.svg",
@@ -83,6 +82,7 @@ rule plot_auc_by_client:
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
+        code=code("plot_auc_by_client.py"),
         cohorts=COHORTS,
         level=STUDY["evaluation"]["level"],
     script:
@@ -92,7 +92,6 @@ rule plot_auc_by_client:
 rule plot_intensity_profiles:
     input:
         intensity=shards("results/volumes/{cohort}/{shard}_intensity.tsv"),
-        code=code("plot_intensity_profiles.py"),
     output:
         svg=report(
             "results/figures/intensity_profiles.svg",
@@ -113,6 +112,7 @@ rule plot_intensity_profiles:
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
+        code=code("plot_intensity_profiles.py"),
         cohorts={cohort: shards("results/volumes/{cohort}/{shard}_intensity.tsv", cohort) for cohort in COHORTS},
         intensity=STUDY["preprocessing"]["intensity"],
     script:
@@ -124,7 +124,6 @@ rule plot_aggregation_weights:
         rounds=lambda wildcards: [
             f"results/runs/{cell}/seed-{seed}/rounds.tsv" for cell, seed in weighted_runs(wildcards)
         ],
-        code=code("plot_aggregation_weights.py"),
     output:
         svg=report(
             "results/figures/aggregation_weights-{head}-{tuning}.svg",
@@ -145,6 +144,7 @@ rule plot_aggregation_weights:
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
+        code=code("plot_aggregation_weights.py"),
         cohorts=COHORTS,
         runs=lambda wildcards: [[cell.aggregation, seed] for cell, seed in weighted_runs(wildcards)],
     script:

@@ -14,11 +14,6 @@ rule preprocess_shard:
     input:
         manifest="results/cohorts/{cohort}/shards/{shard}.tsv",
         phantoms=simulated,
-        code=code(
-            "preprocess_shard.py",
-            registry.module_of("brain_extractor", STUDY["preprocessing"]["extractor"]),
-            registry.module_of("intensity", STUDY["preprocessing"]["intensity"]),
-        ),
     output:
         table="results/volumes/{cohort}/{shard}.tsv",
         intensity="results/volumes/{cohort}/{shard}_intensity.tsv",
@@ -34,6 +29,11 @@ rule preprocess_shard:
         mem_mb=lambda wildcards, attempt: work.preprocess_memory(attempt),
         runtime=lambda wildcards, attempt: work.preprocess_minutes(scans_in(wildcards.cohort, wildcards.shard), attempt),
     params:
+        code=code(
+            "preprocess_shard.py",
+            registry.module_of("brain_extractor", STUDY["preprocessing"]["extractor"]),
+            registry.module_of("intensity", STUDY["preprocessing"]["intensity"]),
+        ),
         recipe=STUDY["preprocessing"],
         folder=lambda wildcards: f"results/volumes/{wildcards.cohort}/{wildcards.shard}",
     script:

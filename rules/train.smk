@@ -17,7 +17,6 @@ rule train_cell:
         splits="results/cohorts/splits.tsv",
         summaries=shards(f"results/embeddings/{ENCODER}/{CUT}/{{cohort}}/{{shard}}.json"),
         embeddings=ancient(shards(f"results/embeddings/{ENCODER}/{CUT}/{{cohort}}/{{shard}}.safetensors")),
-        code=cell_code,
     output:
         rounds=f"{RUN}/rounds.tsv",
         predictions=f"{RUN}/predictions.tsv",
@@ -41,6 +40,7 @@ rule train_cell:
             attempt,
         ),
     params:
+        code=cell_code,
         cohorts=COHORTS,
         training=lambda wildcards: study.training_options(STUDY, wildcards.head),
         aggregation=lambda wildcards: study.aggregation_options(STUDY, wildcards.aggregation),

@@ -1,17 +1,18 @@
 """Which files of this library a rule's result depends on, found by reading import statements.
 
-A rule declares these files as inputs, so that an edit reruns exactly the rules whose code it touches. The registry is
-left out on purpose: a new line in it changes no existing result, and the module behind a name that a job really uses is
-declared by that job.
+A rule has the names and digests of these files among its parameters, so that an edit runs exactly the rules again whose
+code it touches, and a fresh clone with other time stamps runs none. The registry is left out on purpose: a new line in it
+changes no existing result, and the module behind a name that a job really uses is declared by that job.
 """
 
 import ast
+import hashlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
-LEFT_OUT = {"fedbrain.registry", "fedbrain.errors"}
+LEFT_OUT = {"fedbrain.registry", "fedbrain.errors", "fedbrain.logs"}
 
 
 def closure(start: Iterable[str | Path]) -> list[Path]:
@@ -27,6 +28,13 @@ def closure(start: Iterable[str | Path]) -> list[Path]:
             found.add(path)
             waiting.extend(_imports(path))
     return sorted(found)
+
+
+@cache
+def stamp(path: Path) -> str:
+    """``federated/cell.py 1f0e9a3c``: a file's name within the library (or its own name) and a digest of its content."""
+    name = path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path.name
+    return f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
 
 
 def _path_of(module: str) -> Path:

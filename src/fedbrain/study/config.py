@@ -71,7 +71,12 @@ def training_options(config: Mapping, head: str) -> dict:
 
 def aggregation_options(config: Mapping, aggregation: str) -> dict:
     """The options of one aggregation rule; empty for those without any."""
-    return dict(config["aggregation"].get(aggregation, {}))
+    return dict(sorted(config["aggregation"].get(aggregation, {}).items()))
+
+
+def phantom_options(config: Mapping, cohort: str) -> dict:
+    """The options of a simulated cohort."""
+    return dict(sorted(config["cohorts"][cohort]["phantom"].items()))
 
 
 def cohort_labels(config: Mapping, cohort: str) -> dict[str, int]:
@@ -84,6 +89,10 @@ def _fill_defaults(validator, properties, instance, schema) -> Iterator[Validati
         for name, subschema in properties.items():
             if "default" in subschema:
                 instance.setdefault(name, copy.deepcopy(subschema["default"]))
+        # In the schema's order, whatever the order in the file: Snakemake takes another order for another value.
+        ordered = [name for name in properties if name in instance] + sorted(set(instance) - set(properties))
+        for name in ordered:
+            instance[name] = instance.pop(name)
     yield from Draft202012Validator.VALIDATORS["properties"](validator, properties, instance, schema)
 
 
