@@ -13,6 +13,7 @@ import pandas as pd
 
 COLUMNS = {"start": "Float64", "width": "Float64", "count": "Int64"}
 FEWEST_BINS = 512  # over the range of one scan; at most twice as many
+FINEST = 2.0**-30  # no width of ours is smaller, so that bin numbers fit in 64 bits
 
 
 def scan_histogram(values: np.ndarray, width: float | None = None) -> pd.DataFrame:
@@ -26,7 +27,7 @@ def scan_histogram(values: np.ndarray, width: float | None = None) -> pd.DataFra
         return from_bins(np.array([], dtype=np.int64), np.array([], dtype=np.int64), width or 1.0)
     if width is None:
         spread = float(values.max() - values.min())
-        width = 2.0 ** math.floor(math.log2(spread / FEWEST_BINS)) if spread > 0 else 1.0
+        width = max(FINEST, 2.0 ** math.floor(math.log2(spread / FEWEST_BINS))) if spread > 0 else FINEST
     bins, counts = np.unique(np.floor(values / width).astype(np.int64), return_counts=True)
     return from_bins(bins, counts, width)
 
@@ -54,5 +55,7 @@ def merge(histograms: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 def from_bins(bins: np.ndarray, counts: np.ndarray, width: float) -> pd.DataFrame:
     """The table of ``counts`` in the bins [k width, (k + 1) width) for whole k in ``bins``."""
-    start = np.round(bins * width, 8 - math.floor(math.log10(width)))  # so that 7 * 0.01 is written 0.07
+    start = bins * width
+    if math.frexp(width)[0] != 0.5:  # not a power of two: the product is not exact, and 7 * 0.01 shall be written 0.07
+        start = np.round(start, 8 - math.floor(math.log10(width)))
     return pd.DataFrame({"start": start, "width": float(width), "count": counts}).astype(COLUMNS)

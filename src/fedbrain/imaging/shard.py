@@ -65,7 +65,8 @@ def preprocess_shard(
         VOLUMES rows with the QC columns, in the order of ``scans``, and the HISTOGRAM of the scans that are ok, stages
         ``before`` (bias-corrected) and ``after`` normalization.
     Raises:
-        StudyError: for an unknown recipe or a scan that is listed twice; never for a scan.
+        StudyError: for an unknown recipe or a scan that is listed twice; never for a bad scan.
+        OSError: where the results cannot be written.
     """
     recipe, folder = complete_recipe(recipe), Path(folder)
     doubled = scans["scan"][scans["scan"].duplicated()].unique()
@@ -146,6 +147,8 @@ def _preprocess_or_reuse(scan: Mapping, folder: Path, recipe: dict, method: dict
         return row | {"status": "ok", "reason": None, "reused": int(reused)} | measured, record
     except ScanFailure as failure:
         reason = str(failure)
+    except (OSError, ImportError, StudyError):
+        raise  # a full disk or a broken installation is no scan's fault; every scan would fail by it
     except Exception as error:  # one scan never stops the others
         # The traceback may hold a path, and a path a subject's id: the reason goes to the table, not to the log.
         logger.warning("a scan failed in an unforeseen way (%s)", type(error).__name__)

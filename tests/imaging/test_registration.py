@@ -1,0 +1,110 @@
+import nibabel
+import numpy as np
+import pytest
+
+from fedbrain.imaging import registration
+from fedbrain.imaging.quality import dice
+from fedbrain.imaging.registration import GRID_AFFINE, GRID_SHAPE, register_affine, resample, template
+
+SETTINGS = {"resolution": 4, "iterations": [100, 50], "seed": 1}
+
+
+def test_the_grid_is_centred_on_the_templates_brain():
+    from nilearn.datasets import load_mni152_template
+
+    image = load_mni152_template(resolution=1)
+    filled = np.argwhere(image.get_fdata() > 0)  # (N, 3)
+    low, high = nibabel.affines.apply_affine(image.affine, [filled.min(0), filled.max(0)])
+    first, last = nibabel.affines.apply_affine(GRID_AFFINE, [[0, 0, 0], np.array(GRID_SHAPE) - 1])
+    np.testing.assert_allclose((low + high) / 2, (first + last) / 2)
+    assert (first < low - 5).all()
+    assert (last > high + 5).all()
+
+
+def test_flipping_the_first_axis_mirrors_left_and_right():
+    mirrored = np.diag([-1.0, 1, 1, 1]) @ GRID_AFFINE
+    flipped = GRID_AFFINE @ np.array([[-1.0, 0, 0, 127], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    np.testing.assert_allclose(mirrored, flipped)
+    assert dice(template().mask, template().mask[::-1]) > 0.999  # and the template is symmetric
+
+
+def test_resampling_equals_a_linear_function_evaluated_at_the_mapped_places():
+    index = np.indices((12, 13, 14), dtype=np.float32)  # (3, 12, 13, 14)
+    values = 2 * index[0] - 3 * index[1] + 0.5 * index[2] + 7
+    voxel_map = np.array([[0.7, 0.1, 0, 2], [-0.1, 0.8, 0.05, 3], [0, 0.1, 0.9, 1], [0, 0, 0, 1]])
+    result = resample(values, voxel_map, (8, 8, 8))
+    place = nibabel.affines.apply_affine(voxel_map, np.indices((8, 8, 8)).reshape(3, -1).T)  # (512, 3)
+    expected = (place @ [2, -3, 0.5] + 7).reshape(8, 8, 8)
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+def moved_template(to_scanner):
+    """The template's brain as a scan of 3 mm whose scanner mm are ``to_scanner`` times MNI mm."""
+    shape, affine = (76, 88, 80), np.diag([3.0, 3, 3, 1])
+    affine[:3, 3] = -115, -130, -112
+    voxel_map = np.linalg.inv(GRID_AFFINE) @ np.linalg.inv(to_scanner) @ affine
+    return resample(template().values, voxel_map, shape), affine
+
+
+def worst_distance(found, true):
+    corners = nibabel.affines.apply_affine(GRID_AFFINE, np.argwhere(np.ones((2, 2, 2))) * 96 + 16)  # (8, 3) MNI mm
+    apart = nibabel.affines.apply_affine(found, corners) - nibabel.affines.apply_affine(true, corners)
+    return np.linalg.norm(apart, axis=1).max()
+
+
+def known_affine():
+    tilt, turn = np.deg2rad([12, -8])
+    nod = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+    yaw = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = nod @ yaw @ np.diag([0.9, 1.05, 0.95])
+    affine[:3, 3] = 9, -6, 4
+    return affine
+
+
+def test_a_known_affine_is_recovered():
+    true = known_affine()
+    brain, affine = moved_template(true)
+    assert worst_distance(np.eye(4), true) > 15  # there is something to find
+    assert worst_distance(register_affine(brain, affine, **SETTINGS), true) < 3  # mm, at the corners of the brain's box
+
+
+def test_registration_is_repeatable_to_the_last_bit():
+    brain, affine = moved_template(known_affine())
+    first = register_affine(brain, affine, **SETTINGS)
+    np.testing.assert_array_equal(first, register_affine(brain, affine, **SETTINGS))
+
+
+def test_a_sheared_header_is_put_back_into_the_result():
+    # The same voxels under a sheared header: the sheared map must send MNI to the same voxels.
+    brain, affine = moved_template(np.eye(4))
+    shear = np.eye(4)
+    shear[0, 1] = 0.1
+    found = register_affine(brain, shear @ affine, **SETTINGS)
+    assert worst_distance(np.linalg.inv(shear) @ found, np.eye(4)) < 3
+
+
+def test_the_transform_agrees_with_what_ants_itself_applies():
+    import ants
+
+    true = known_affine()
+    brain, affine = moved_template(true)
+    ours = resample(brain, np.linalg.inv(affine) @ true @ GRID_AFFINE)
+    transform = ants.create_ants_transform(
+        transform_type="AffineTransform", dimension=3, matrix=true[:3, :3], offset=true[:3, 3]
+    )
+    theirs = ants.apply_ants_transform_to_image(
+        transform,
+        registration._ants_image(brain, affine),
+        registration._ants_image(template().values, GRID_AFFINE),
+        interpolation="linear",
+    ).numpy()
+    inside = ours[8:-8, 8:-8, 8:-8]  # ITK and scipy treat the outermost half voxel differently
+    np.testing.assert_allclose(inside, theirs[8:-8, 8:-8, 8:-8], atol=1e-3)
+
+
+def test_an_empty_brain_is_a_failure_with_a_reason():
+    from fedbrain.imaging.reading import ScanFailure
+
+    with pytest.raises(ScanFailure, match="look at the scan"):
+        register_affine(np.zeros((40, 40, 40), np.float32), np.diag([3.0, 3, 3, 1]), **SETTINGS)

@@ -1,0 +1,311 @@
+import json
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedbrain.errors import StudyError
+from fedbrain.imaging import histogram, layout, quality, registration, shard
+from fedbrain.imaging.reading import ScanFailure
+from fedbrain.tables import HISTOGRAM, MANIFEST, VOLUMES
+
+# Coarse and short: these tests are about the shard, not about the fit.
+RECIPE = {
+    "extractor": "provided",
+    "bias_field_spacing": 8.0,
+    "bias_field_iterations": [2],
+    "registration_resolution": 4,
+    "registration_iterations": [3],
+}
+
+
+def manifest(paths, mask=None):
+    rows = [
+        {
+            "scan": f"sub-{n}",
+            "subject": str(n),
+            "session": None,
+            "path": str(path),
+            "mask": mask,
+            "fingerprint": f"f{n}",
+        }
+        for n, path in paths.items()
+    ]
+    return pd.DataFrame(rows, columns=list(MANIFEST)).astype(MANIFEST)
+
+
+@pytest.fixture
+def heads(write_head):
+    """Two readable scans of 24 x 26 x 28 voxels with a mask for both, and a third that is no NIfTI."""
+    ball = (((np.indices((24, 26, 28)) - np.array([12, 13, 14])[:, None, None, None]) ** 2).sum(0) < 81).astype(
+        np.uint8
+    )
+    mask = write_head("mask.nii.gz", ball)
+    first, second = write_head("a.nii.gz"), write_head("b.nii.gz", make_head(seed=3))
+    third = mask.with_name("c.nii.gz")
+    third.write_text("not a scan")
+    return {"1": first, "2": second, "3": third}, str(mask)
+
+
+def make_head(seed):
+    index = np.indices((24, 26, 28)) - np.array([12, 13, 14])[:, None, None, None]
+    noise = np.random.default_rng(seed).normal(0, 4, (24, 26, 28))
+    return np.where((index**2).sum(0) < 81, 200 + 5 * index[1] + noise, 9).astype(np.float32)
+
+
+def run(scans, folder, **changes):
+    return shard.preprocess_shard(scans, folder, RECIPE | changes, cohort="c")
+
+
+def refuse_to_compute(monkeypatch):
+    def refused(*arguments):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(shard, "compute_scan", refused)
+
+
+def test_a_bad_scan_is_a_row_and_the_others_are_whole(heads, tmp_path):
+    paths, mask = heads
+    table, counts = run(manifest(paths, mask), tmp_path / "out")
+    assert list(table.columns) == [*VOLUMES, *quality.COLUMNS]
+    assert list(table["scan"]) == ["sub-1", "sub-2", "sub-3"]
+    assert list(table["status"]) == ["ok", "ok", "failed"]
+    assert "not a NIfTI" in table["reason"][2]
+    assert table[list(quality.COLUMNS)].iloc[2].isna().all()
+    assert not layout.sidecar_path(tmp_path / "out", "sub-3").exists()
+
+    pooled = {"before": [], "after": []}
+    for scan in ("sub-1", "sub-2"):
+        volume = nibabel.load(layout.volume_path(tmp_path / "out", scan))
+        brain = nibabel.load(layout.mask_path(tmp_path / "out", scan))
+        assert volume.get_data_dtype() == np.float32
+        assert brain.get_data_dtype() == np.uint8
+        for image in (volume, brain):
+            np.testing.assert_array_equal(image.affine, registration.GRID_AFFINE)
+            assert image.shape == registration.GRID_SHAPE
+        values, inside = volume.get_fdata(dtype=np.float32), brain.get_fdata() > 0
+        # The encoder's convention: mean 0 and deviation 1 in the brain, one constant below zero outside.
+        assert abs(values[inside].mean()) < 1e-3
+        assert len(np.unique(values[~inside])) == 1
+        pooled["after"].append(values[inside])
+    # The shard's histogram is that of all brain voxels that lie in its volumes.
+    expected = histogram.scan_histogram(np.concatenate(pooled["after"]), shard.NORMALIZED_WIDTH)
+    after = counts[counts["stage"] == "after"].drop(columns="stage").reset_index(drop=True)
+    pd.testing.assert_frame_equal(after, expected)
+    before = counts[counts["stage"] == "before"]
+    assert before["count"].sum() == after["count"].sum()
+    assert list(counts.columns) == list(HISTOGRAM)
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(heads, tmp_path, monkeypatch):
+    paths, mask = heads
+    scans = manifest({name: paths[name] for name in ("2", "1")}, mask)
+    first, counts = run(scans, tmp_path / "out")
+    refuse_to_compute(monkeypatch)
+    second, again = run(scans, tmp_path / "out")
+    assert list(second["reused"]) == [1, 1]
+    pd.testing.assert_frame_equal(first.drop(columns="reused"), second.drop(columns="reused"))
+    pd.testing.assert_frame_equal(counts, again)
+
+
+def test_a_failed_scan_is_tried_again(heads, tmp_path, write_head):
+    paths, mask = heads
+    run(manifest(paths, mask), tmp_path / "out")
+    write_head("c.nii.gz", make_head(seed=5))
+    table, _ = run(manifest(paths, mask), tmp_path / "out")
+    assert list(table["status"]) == ["ok", "ok", "ok"]
+    assert list(table["reused"]) == [1, 1, 0]
+
+
+def test_a_full_disk_stops_the_job_instead_of_failing_every_scan(heads, tmp_path, monkeypatch):
+    paths, mask = heads
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard, "_write_nifti", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(manifest(paths, mask), tmp_path / "out")
+
+
+def test_a_changed_scan_alone_is_computed_again(heads, tmp_path, write_head):
+    paths, mask = heads
+    first, _ = run(manifest(paths, mask), tmp_path / "out")
+    write_head("b.nii.gz", make_head(seed=4))
+    second, _ = run(manifest(paths, mask), tmp_path / "out")
+    assert list(second["reused"]) == [1, 0, 0]
+    assert second["key"][0] == first["key"][0]
+    assert second["key"][1] != first["key"][1]
+
+
+def test_another_recipe_or_mask_makes_other_volumes(heads, tmp_path, write_head):
+    paths, mask = heads
+    scans = manifest({"1": paths["1"]}, mask)
+    keys = {run(scans, tmp_path / "out")[0]["key"][0]}
+    keys.add(run(scans, tmp_path / "out", intensity="minmax")[0]["key"][0])
+    changed = nibabel.load(mask).get_fdata().astype(np.uint8)
+    changed[12, 13, 3:7] = 1
+    write_head("mask.nii.gz", changed)
+    table, _ = run(scans, tmp_path / "out", intensity="minmax")
+    assert table["reused"][0] == 0
+    keys.add(table["key"][0])
+    assert len(keys) == 3
+
+
+def test_the_same_scan_gives_the_same_bytes(heads, tmp_path):
+    paths, mask = heads
+    scans = manifest({"1": paths["1"]}, mask)
+    for name in ("one", "two"):
+        run(scans, tmp_path / name)
+    for path in (layout.volume_path, layout.mask_path):
+        assert path(tmp_path / "one", "sub-1").read_bytes() == path(tmp_path / "two", "sub-1").read_bytes()
+
+
+def test_volumes_of_scans_that_left_or_fail_now_are_removed_and_others_files_stay(heads, tmp_path, write_head):
+    paths, mask = heads
+    folder = tmp_path / "out"
+    run(manifest(paths, mask), folder)
+    (folder / "notes.txt").write_text("mine")
+    half_written = folder / f".123.{layout.volume_path(folder, 'sub-1').name}"
+    half_written.write_bytes(b"half")
+    paths["1"].write_bytes(paths["1"].read_bytes()[:100])
+    run(manifest({"1": paths["1"]}, mask), folder)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("damage", ["volume", "mask", "sidecar"])
+def test_a_damaged_or_missing_file_is_made_again(heads, tmp_path, damage):
+    paths, mask = heads
+    scans = manifest({"1": paths["1"]}, mask)
+    run(scans, tmp_path / "out")
+    path = getattr(layout, f"{damage}_path")(tmp_path / "out", "sub-1")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert run(scans, tmp_path / "out")[0]["reused"][0] == 0
+    if damage != "sidecar":  # which holds seconds
+        assert path.read_bytes() == whole
+    path.unlink()
+    assert run(scans, tmp_path / "out")[0]["reused"][0] == 0
+
+
+@pytest.mark.parametrize("stop_at", ["volume", "mask", "sidecar"])
+def test_a_job_stopped_between_two_files_leaves_nothing_that_is_taken_for_whole(heads, tmp_path, monkeypatch, stop_at):
+    paths, mask = heads
+    scans, folder = manifest({"1": paths["1"], "2": paths["2"]}, mask), tmp_path / "out"
+    run(scans, folder, intensity="minmax")
+
+    class Stopped(BaseException):
+        """As SIGKILL: nothing of ours catches it."""
+
+    def stopped_before(original, wanted):
+        def write(content, path):
+            if str(path) == str(wanted):
+                raise Stopped
+            return original(content, path)
+
+        return write
+
+    wanted = getattr(layout, f"{stop_at}_path")(folder, "sub-2")
+    with monkeypatch.context() as patch:
+        for name in ("_write_nifti", "write_text"):
+            patch.setattr(shard, name, stopped_before(getattr(shard, name), wanted))
+        with pytest.raises(Stopped):
+            run(scans, folder)
+    # Neither recipe may now find the second scan's files good; the first scan is kept.
+    table, _ = run(scans, folder)
+    assert list(table["reused"]) == [1, 0]
+    assert list(table["status"]) == ["ok", "ok"]
+
+
+def test_a_shard_in_which_all_fail_and_an_empty_one_are_ordinary_tables(tmp_path):
+    missing = {"1": tmp_path / "gone.nii.gz", "2": tmp_path / "gone too.nii.gz"}
+    for scans, rows in ((manifest(missing), 2), (manifest({}), 0)):
+        table, counts = run(scans, tmp_path / "out")
+        assert (table["status"] == "failed").sum() == len(table) == rows
+        assert len(counts) == 0
+        assert {name: str(table[name].dtype) for name in VOLUMES} == dict(VOLUMES)
+        assert {name: str(counts[name].dtype) for name in HISTOGRAM} == dict(HISTOGRAM)
+
+
+def test_an_unforeseen_error_is_a_row_and_the_log_holds_no_subject(heads, tmp_path, monkeypatch, caplog):
+    paths, mask = heads
+    original = shard.compute_scan
+
+    def sometimes(source, *others):
+        if source.path == paths["1"]:
+            raise ZeroDivisionError(f"in {source.path}")
+        return original(source, *others)
+
+    monkeypatch.setattr(shard, "compute_scan", sometimes)
+    table, _ = run(manifest(paths, mask), tmp_path / "out")
+    assert list(table["status"]) == ["failed", "ok", "failed"]
+    assert "ZeroDivisionError" in table["reason"][0]
+    assert "ZeroDivisionError" in caplog.text
+    assert "sub-" not in caplog.text
+    assert str(tmp_path) not in caplog.text
+
+
+def test_the_record_says_what_was_done(heads, tmp_path):
+    paths, mask = heads
+    table, _ = run(manifest({"1": paths["1"]}, mask), tmp_path / "out")
+    record = json.loads(layout.sidecar_path(tmp_path / "out", "sub-1").read_text())
+    names = [step["name"] for step in record["steps"]]
+    assert names == ["reading", "brain_extraction", "bias_field", "registration", "resampling", "intensity", "quality"]
+    assert record["key"] == table["key"][0]
+    assert record["source"]["sha256"] == table["sha256"][0]
+    assert record["method"]["recipe"] == shard.complete_recipe(RECIPE)
+    # The determinant in the table is that of the inverse of the transform on record.
+    found = np.array(record["steps"][3]["parameters"]["mni_to_scanner"])
+    assert table["affine_determinant"][0] == pytest.approx(1 / np.linalg.det(found), rel=1e-4)
+
+
+def test_a_brain_mask_that_cannot_be_read_is_the_reason(heads, tmp_path):
+    paths, mask = heads
+    table, _ = run(manifest({"1": paths["1"]}, str(paths["3"])), tmp_path / "out")
+    assert table["reason"][0].startswith("the provided brain mask: not a NIfTI")
+    table, _ = run(manifest({"1": paths["1"]}), tmp_path / "out")
+    assert "fill its column mask" in table["reason"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"extracter": "deepbet"}, "unknown extracter"),
+        ({"extractor": "deepbett"}, "did you mean deepbet"),
+        ({"intensity": "z"}, "unknown intensity"),
+        ({"interpolation": "nearest"}, "linear or cubic"),
+        ({"registration_resolution": 1.5}, "registration_resolution"),
+        ({"bias_field_spacing": 0.1}, "bias_field_spacing"),
+        ({"bias_field_iterations": []}, "bias_field_iterations"),
+        ({"registration_iterations": [10, -1]}, "registration_iterations"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_refused_before_any_work(tmp_path, change, words):
+    with pytest.raises(StudyError, match=words):
+        run(manifest({}), tmp_path / "out", **change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scan_listed_twice_is_refused(heads, tmp_path):
+    paths, mask = heads
+    scans = manifest({"1": paths["1"]}, mask)
+    with pytest.raises(StudyError, match="listed twice"):
+        run(pd.concat([scans, scans]), tmp_path / "out")
+
+
+def test_comments_and_docstrings_do_not_count_as_code():
+    plain = "def f(x):\n    return x + 1\n"
+    told = '"""A module."""\n\n\ndef f(x):\n    """Adds one."""\n    # because\n    return (x + 1)\n'
+    assert shard.code_digest(plain) == shard.code_digest(told)
+    assert shard.code_digest(plain) != shard.code_digest(plain.replace("1", "2"))
+
+
+def test_a_failure_message_is_one_line(heads, tmp_path, monkeypatch):
+    paths, mask = heads
+
+    def fail(*arguments):
+        raise ScanFailure("first\nsecond\tthird")
+
+    monkeypatch.setattr(shard, "compute_scan", fail)
+    assert run(manifest({"1": paths["1"]}, mask), tmp_path / "out")[0]["reason"][0] == "first second third"
