@@ -1,10 +1,13 @@
 """The federated run against loops written by hand, and what its messages carry."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from small_clients import build_small_model, make_client, make_samples
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fedbrain.federated.aggregation import build_rule
 from fedbrain.federated.apps import build_client_app, build_server_app
@@ -113,6 +116,57 @@ def test_fedce_scores_are_those_of_the_minus_model(three_clients):
             assert update.scalars["minus_score"] == expected
 
 
+def test_fedce_equals_a_loop_written_by_hand(three_clients):
+    """Three rounds of version 2.9, plus, in plain torch on flat vectors."""
+    options = TrainingOptions(rounds=3, batch_size=5, learning_rate=0.05)
+    clients = {name: replace(client, validation=client.train) for name, client in three_clients.items()}
+    result, grid = federate(clients, "fedce", options)
+
+    def flat(model):
+        return parameters_to_vector(model.parameters()).detach().double()
+
+    model = build_small_model()
+    world, p = flat(model), torch.full((3,), 1 / 3, dtype=torch.float64)
+    cosines, scores, own, all_weights = torch.zeros(3), torch.zeros(3), {}, []
+    for number in range(1, 4):
+        deltas = []
+        for k, (name, client) in enumerate(clients.items()):
+            if name in own:
+                vector_to_parameters(((world - p[k] * own[name]) / (1 - p[k])).float(), model.parameters())
+                scores[k] += evaluate(model, client.validation).balanced_accuracy
+            vector_to_parameters(world.float(), model.parameters())
+            train(model, client.train, options, round_generator(SEED, name, number), "cpu")
+            own[name] = flat(model)
+            deltas.append(own[name] - world)
+        mixture = sum(q * delta for q, delta in zip(p, deltas))
+        for k, delta in enumerate(deltas):
+            cosines[k] += torch.cosine_similarity(delta, mixture - p[k] * delta, dim=0)
+        g, e = ((1 - total / number).clamp(min=1e-6) for total in (cosines, scores))
+        p = (g / g.sum() + e / e.sum()).double()
+        p /= p.sum()
+        all_weights.append(p.tolist())
+        world = world + sum(q * delta for q, delta in zip(p, deltas))
+
+    rows = {(row["round"], row["client"]): row["weight"] for row in result.rows}
+    ours = [[rows[number, name] for name in clients] for number in (1, 2, 3)]
+    np.testing.assert_allclose(ours, all_weights, rtol=0, atol=2e-5)
+    assert result.best_round == 3  # the training scans validate here, so the last round is the best
+    ends = torch.cat([torch.tensor(tensor).ravel() for tensor in result.tensors.values()])
+    np.testing.assert_allclose(ends, world, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "fedce"])
+def test_a_client_is_told_its_weight_of_the_round_before(three_clients, rule):
+    result, grid = federate(three_clients, rule)
+    rows = {(row["round"], row["client"]): row["weight"] for row in result.rows}
+    names = {node: context.node_config["client"] for node, context in grid.contexts.items()}
+    for message in grid.down:
+        if message.metadata.message_type == "train":
+            config = message.content["config"]
+            expected = rows.get((config["round"] - 1, names[message.metadata.dst_node_id]), 1 / 3)
+            assert config["weight"] == expected
+
+
 def test_rate_my_lora_gets_the_score_of_the_trained_model(three_clients):
     result, grid = federate({"A": three_clients["A"]}, "rate_my_lora")
     replies = [reply.content["metrics"] for reply in grid.up if "arrays" in reply.content]
@@ -219,6 +273,23 @@ def test_a_client_that_does_not_reply_is_a_row(three_clients):
     assert {row["reason"] for row in result.rows if row["client"] == "C"} == {"no reply within 30 s"}
     with pytest.raises(ClientFailure, match="client C: no reply"):
         run_rounds(Silent(app, "ABC"), build_rule("fedavg"), tensors, OPTIONS, deadline=30)
+
+
+def test_the_grid_calls_clients_in_node_order_and_answers_each_message():
+    called = []
+
+    def app(message, context):
+        called.append(context.node_config["client"])
+        return Message(RecordDict({"who": ConfigRecord({"client": called[-1]})}), reply_to=message)
+
+    grid = InProcessGrid(app, ["b", "c", "a"])
+    nodes = grid.get_node_ids()
+    ids = grid.push_messages([Message(RecordDict(), node, "query") for node in reversed(nodes)])
+    assert called == ["a", "b", "c"]
+    replies = grid.pull_messages(ids)
+    assert [reply.content["who"]["client"] for reply in replies] == ["a", "b", "c"]
+    assert [reply.metadata.src_node_id for reply in replies] == nodes
+    assert grid.pull_messages(ids) == []
 
 
 def test_two_nodes_with_one_name_are_refused(three_clients):

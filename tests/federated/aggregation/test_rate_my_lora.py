@@ -62,3 +62,12 @@ def test_a_client_without_accuracy_is_not_penalised():
 def test_all_at_zero_is_no_step(denominator):
     _, step = two_rounds([0.5, 0.5], [0.0, 0.0], denominator=denominator)
     assert step.tolist() == [0.0, 0.0]
+
+
+def test_the_comparison_is_with_the_round_before_and_not_with_the_best():
+    rule = build_rule("rate_my_lora")
+    state, weights = rule.init({"w": START}, "a"), []
+    for accuracy in (0.8, 0.4, 0.4, 0.3):
+        state, _, by_client = rule.apply(state, [Update("a", {"w": np.ones(2)}, 5, {"local_score": accuracy})])
+        weights.append(by_client["a"])
+    assert weights == pytest.approx([1, 0.5, 1, 0.75])
