@@ -48,8 +48,8 @@ wildcard_constraints:
 
 
 def code(script, *modules):
-    """The script, and the modules of the library that it uses: an edit of one of them makes the job run again."""
-    return [study_code.stamp(path) for path in study_code.closure([beside("workflow_scripts", script), *modules])]
+    """A digest of the script and the modules of the library that it uses: an edit of one makes the job run again."""
+    return study_code.fingerprint([beside("workflow_scripts", script), *modules])
 
 
 def gpu(rule):

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from fedbrain.study.code import PACKAGE, closure
+from fedbrain.study.code import PACKAGE, closure, fingerprint
 
 
 def names(paths):
@@ -24,6 +24,17 @@ def test_the_script_itself_is_part_of_it_and_the_registry_is_not(root):
     assert "federated/aggregation/fedce.py" in names(files)
     assert "federated/aggregation/rate_my_lora.py" not in names(files)
     assert "registry.py" not in names(files)
+
+
+def test_the_fingerprint_is_of_contents_not_of_places(root, tmp_path):
+    script = tmp_path / "z" / "plot_auc_by_head.py"
+    script.parent.mkdir()
+    script.write_bytes((root / "workflow_scripts/plot_auc_by_head.py").read_bytes())
+    before = fingerprint([script])
+    assert before == fingerprint([root / "workflow_scripts/plot_auc_by_head.py"])
+    other = tmp_path / "plot_auc_by_head.py"
+    other.write_text(script.read_text() + "# edited\n")
+    assert fingerprint([other]) != before
 
 
 def test_everything_that_a_script_loads_is_declared(root):

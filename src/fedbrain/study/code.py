@@ -1,6 +1,6 @@
 """Which files of this library a rule's result depends on, found by reading import statements.
 
-A rule has the names and digests of these files among its parameters, so that an edit runs exactly the rules again whose
+A rule has a digest of these files among its parameters, so that an edit runs exactly the rules again whose
 code it touches, and a fresh clone with other time stamps runs none. The registry is left out on purpose: a new line in it
 changes no existing result, and the module behind a name that a job really uses is declared by that job.
 """
@@ -30,11 +30,15 @@ def closure(start: Iterable[str | Path]) -> list[Path]:
     return sorted(found)
 
 
+def fingerprint(start: Iterable[str | Path]) -> str:
+    """A digest of names and contents of :func:`closure`; the same wherever the checkout lies."""
+    return hashlib.sha256("\n".join(sorted(map(_stamp, closure(start)))).encode()).hexdigest()[:12]
+
+
 @cache
-def stamp(path: Path) -> str:
-    """``federated/cell.py 1f0e9a3c``: a file's name within the library (or its own name) and a digest of its content."""
+def _stamp(path: Path) -> str:
     name = path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path.name
-    return f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+    return f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def _path_of(module: str) -> Path:
