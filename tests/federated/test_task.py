@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedbrain.errors import StudyError
+from fedbrain.evaluation.metrics import balanced_accuracy
 from fedbrain.federated.task import (
     TrainingOptions,
     class_weights,
@@ -131,6 +132,14 @@ def test_evaluation_by_hand():
 def test_mean_recall_of_one_class():
     assert mean_recall(np.array([1, 1, 1, 1]), np.array([0.9, 0.5, 0.2, 0.7])) == 0.75
     assert mean_recall(np.array([0, 0]), np.array([0.9, 0.2])) == 0.5
+
+
+def test_mean_recall_is_the_evaluations_balanced_accuracy_where_that_exists():
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        labels, scores = generator.integers(0, 2, 12), generator.integers(0, 5, 12) / 4  # 0.5 is among the scores
+        if labels.min() != labels.max():
+            assert mean_recall(labels, scores) == pytest.approx(balanced_accuracy(labels, scores))
 
 
 def test_balanced_weights_have_mean_one():
