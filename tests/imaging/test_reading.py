@@ -41,17 +41,29 @@ def test_gzip_is_told_by_content_and_a_trailing_axis_of_one_is_dropped(write_hea
     np.testing.assert_array_equal(decode(read_source(packed)).values, values[..., 0])
 
 
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_header_extensions_are_skipped_even_broken_ones(tmp_path, kind):
+    values = np.random.default_rng(8).random((12, 13, 14), dtype=np.float32)
+    image = kind(values, np.diag([9.0, 9, 9, 1]))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"made of nothing " * 300))
+    content = bytearray(image.to_bytes())
+    path = tmp_path / "extended.nii.gz"
+    path.write_bytes(gzip.compress(content))
+    np.testing.assert_array_equal(decode(read_source(path)).values, values)
+    length = 348 if kind is nibabel.Nifti1Image else 540
+    content[length + 4 : length + 8] = b"\xff\xff\xff\x7f"  # an extension of 2 GiB
+    path.write_bytes(gzip.compress(content))
+    np.testing.assert_array_equal(decode(read_source(path)).values, values)
+
+
 def test_scaled_integers_are_scaled(tmp_path):
     stored = np.random.default_rng(3).integers(0, 99, (12, 13, 14)).astype(np.int16)
     image = nibabel.Nifti1Image(stored, np.diag([9.0, 9, 9, 1]))
-    image.header.set_slope_inter(0.5, 10)
-    head = bytearray(image.to_bytes())
     header = image.header.copy()
-    header.set_slope_inter(0.5, 10)
-    head[:348] = header.binaryblock
-    (tmp_path / "scaled.nii").write_bytes(bytes(head))
-    expected = nibabel.load(tmp_path / "scaled.nii").get_fdata()
-    np.testing.assert_allclose(decode(read_source(tmp_path / "scaled.nii")).values, expected, rtol=1e-6)
+    header["scl_slope"], header["scl_inter"], header["vox_offset"] = 0.5, 10, 352
+    path = tmp_path / "scaled.nii"
+    path.write_bytes(header.binaryblock + image.to_bytes()[348:])
+    np.testing.assert_allclose(decode(read_source(path)).values, 0.5 * stored + 10, rtol=1e-6)
 
 
 SIZE = (14, 14, 14)
@@ -101,7 +113,7 @@ def test_an_unusable_affine_is_refused_with_the_reason(tmp_path, affine, code, w
     values = np.random.default_rng(6).random(SIZE).astype(np.float32)
     image = nibabel.Nifti1Image(values, np.diag([9.0, 9, 9, 1]))
     head = image.header.copy()
-    head["sform_code"], head["qform_code"] = code, 0
+    head["sform_code"], head["qform_code"], head["vox_offset"] = code, 0, 352
     for axis, name in enumerate(("srow_x", "srow_y", "srow_z")):
         head[name] = affine[axis]
     path = tmp_path / "scan.nii"
@@ -125,6 +137,7 @@ def test_a_damaged_file_is_refused_with_the_reason(write_head, tmp_path):
     assert "not a NIfTI" in of(b"%PDF-1.7 this is a report, not a scan" * 40)
     assert "not a NIfTI" in of(plain[:100])
     assert "empty" in of(b"")
+    assert "begin at byte 0" in of(plain[:108] + bytes(4) + plain[112:])
     assert "half of a .hdr/.img pair" in of(plain[:344] + b"ni1\0" + plain[348:])
 
 

@@ -92,17 +92,17 @@ def decode(source: Source) -> Scan:
 
 
 def _parse(stream) -> nibabel.Nifti1Image:
-    head = stream.read(540)  # the longer, NIfTI-2, header
+    head = stream.read(544)  # the longer, NIfTI-2, header and its extension flag
     if head[344:347] == b"n+1":
-        kind = nibabel.Nifti1Image
+        kind, length = nibabel.Nifti1Image, 348
     elif head[4:7] == b"n+2":
-        kind = nibabel.Nifti2Image
+        kind, length = nibabel.Nifti2Image, 540
     elif head[344:347] == b"ni1":
         raise ScanFailure("this is one half of a .hdr/.img pair; convert it to a single .nii.gz")
     else:
         raise ScanFailure("not a NIfTI file; convert the scan (dcm2niix for DICOM, mri_convert for .mgz)")
     try:
-        header = kind.header_class.from_fileobj(io.BytesIO(head))
+        header = kind.header_class.from_fileobj(io.BytesIO(head[:length]))
         shape, kind_of_number = header.get_data_shape(), header.get_data_dtype()
         offset = int(header["vox_offset"])
     except Exception as error:  # nibabel raises many kinds for a broken header
@@ -110,14 +110,17 @@ def _parse(stream) -> nibabel.Nifti1Image:
     _check_shape(shape)
     if kind_of_number.kind not in "iuf":
         raise ScanFailure(f"voxels are {kind_of_number}, not real numbers; give the magnitude image in grey values")
-    expected = offset + math.prod(shape) * kind_of_number.itemsize
-    if not 0 <= offset <= LARGEST_FILE:
+    if not length <= offset <= LARGEST_FILE:
         raise ScanFailure(f"the header says that the data begin at byte {offset}; convert the scan anew")
-    content = head + stream.read(max(0, expected - len(head)))
+    expected = offset + math.prod(shape) * kind_of_number.itemsize
+    content = bytearray(head)
+    content += stream.read(max(0, expected - len(head)))
     stream.read(1 << 16)  # a gzip checksum is compared at the stream's end only
     if len(content) < expected:
         raise ScanFailure(f"the file ends after {len(content)} of {expected} bytes; copy or convert the scan anew")
-    return kind.from_bytes(content)
+    if offset >= length + 4:
+        content[length : length + 4] = bytes(4)  # header extensions are not needed, and a broken one shall not matter
+    return kind.from_bytes(bytes(content))
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:

@@ -35,7 +35,7 @@ RECIPE_DEFAULTS = {
     "extractor": "deepbet",  # a brain_extractor of the registry
     "intensity": "encoder",  # an intensity of the registry
     "bias_field_spacing": 6.0,  # mm between the voxels that N4 fits
-    "bias_field_iterations": [50, 50, 50],  # at most, per level
+    "bias_field_iterations": [20, 20, 50],  # at most, per level
     "registration_resolution": 3,  # mm, whole
     "registration_iterations": [500, 250, 100],  # at most, per level
     "registration_seed": 1,
