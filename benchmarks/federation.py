@@ -3,7 +3,8 @@
     python benchmarks/federation.py [--heads linear conv_s] [--scans 200] [--clients 4] [--rounds 5] [--repetitions 5]
 
 Both train every client with the same function, evaluate every global model on every client's validation scans and average
-by scans; the engine also serializes messages, counts bytes and writes rows. Repetitions are interleaved and the median of
+by scans, in the same order (a client evaluates what it received, then trains); the engine also serializes messages, counts
+bytes and writes rows. Repetitions are interleaved and the median of
 the paired ratios is printed, wall clock and processor time, so that other load on the machine falls on both. The target is
 a ratio of at most 1.10. One thread.
 """
@@ -59,19 +60,22 @@ def by_hand(clients: dict[str, ClientData], head: str, options: TrainingOptions)
     world = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     total = sum(len(client.train) for client in clients.values())
     best, best_loss = world, float("inf")
-    for number in range(1, options.rounds + 1):
+    for number in range(1, options.rounds + 2):  # the last pass only evaluates
         mean = {name: torch.zeros_like(tensor) for name, tensor in world.items()}
+        losses = []
         for name, client in clients.items():
             model.load_state_dict(world)
-            train(model, client.train, options, round_generator(SEED, name, number), "cpu")
-            for key, tensor in model.state_dict().items():
-                mean[key] += tensor * (len(client.train) / total)
+            if number > 1:
+                losses.append((evaluate(model, client.validation).loss, len(client.validation)))
+            if number <= options.rounds:
+                train(model, client.train, options, round_generator(SEED, name, number), "cpu")
+                for key, tensor in model.state_dict().items():
+                    mean[key] += tensor * (len(client.train) / total)
+        if losses:
+            loss = sum(value * count for value, count in losses) / sum(count for _, count in losses)
+            if loss < best_loss:
+                best, best_loss = world, loss
         world = mean
-        model.load_state_dict(world)
-        losses = [(evaluate(model, client.validation).loss, len(client.validation)) for client in clients.values()]
-        loss = sum(value * count for value, count in losses) / sum(count for _, count in losses)
-        if loss < best_loss:
-            best, best_loss = world, loss
     return best
 
 
