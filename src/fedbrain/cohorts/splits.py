@@ -9,13 +9,14 @@ at the borders, and not everybody.
 
 import hashlib
 from collections.abc import Mapping
+from os import PathLike
 
 import pandas as pd
 
 from fedbrain.errors import StudyError
 from fedbrain.tables import SPLITS
 
-SPLIT_NAMES = ("train", "validation", "test")
+SIDES = ("train", "validation", "test")
 
 
 def split_subjects(
@@ -61,17 +62,27 @@ def split_subjects(
     return subjects[list(SPLITS)]
 
 
-def assert_no_leakage(splits: pd.DataFrame) -> None:
-    """Raises StudyError if a person stands on two sides, a subject occurs twice, or a side has an unknown name."""
-    sides = splits.groupby("person")["split"].nunique()
-    torn = int((sides > 1).sum())
-    if torn:
-        raise StudyError(f"splits: {torn} persons stand on two sides; delete results/cohorts/splits.tsv and run again")
-    if splits.duplicated(["cohort", "subject"]).any():
-        raise StudyError("splits: a subject occurs twice; delete results/cohorts/splits.tsv and run again")
-    unknown = sorted(set(splits["split"]) - set(SPLIT_NAMES))
-    if unknown:
-        raise StudyError(f"splits: unknown side {', '.join(unknown)}; known: {', '.join(SPLIT_NAMES)}")
+def assert_no_leakage(splits: pd.DataFrame, place: str | PathLike = "splits") -> None:
+    """Raises StudyError if a person is on two sides of the split, within a cohort or across cohorts.
+
+    Without a ``person`` a row stands for its own subject of its own cohort. The message gives line numbers, not ids.
+    """
+    unknown = ~splits["split"].isin(SIDES)
+    if unknown.any():
+        lines = ", ".join(str(row + 2) for row in splits.index[unknown][:5])
+        raise StudyError(f"{place}, line {lines}: split must be one of {', '.join(SIDES)}")
+    subject = splits["cohort"].astype("string") + "/" + splits["subject"].astype("string")
+    for what, identity in (("person", splits["person"].astype("string").fillna(subject)), ("subject", subject)):
+        sides = splits.groupby(identity)["split"].transform("nunique")
+        leaking = splits[sides > 1]
+        if len(leaking):
+            lines = ", ".join(str(row + 2) for row in leaking.index[:6])
+            cohorts = ", ".join(sorted(leaking["cohort"].unique()))
+            count = identity[leaking.index].nunique()
+            raise StudyError(
+                f"{place}: {count} {what}(s) on two sides of the split (cohorts {cohorts}; lines {lines}): test results "
+                "would be too good. Delete the file and run again, or mend the column person"
+            )
 
 
 def _members(scans: Mapping[str, pd.DataFrame], volumes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

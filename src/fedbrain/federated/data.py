@@ -8,11 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fedbrain.cohorts.splits import SIDES, assert_no_leakage
 from fedbrain.errors import StudyError
 from fedbrain.provenance import digest
 from fedbrain.tables import SCANS, SPLITS, read_table
-
-SIDES = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -106,29 +105,6 @@ def load_clients(
             "delete results/embeddings and run again"
         )
     return clients
-
-
-def assert_no_leakage(splits: pd.DataFrame, place: str | PathLike = "splits") -> None:
-    """Raises StudyError if a person is on two sides of the split, within a cohort or across cohorts.
-
-    Without a ``person`` a row stands for its own subject of its own cohort. The message gives line numbers, not ids.
-    """
-    unknown = ~splits["split"].isin(SIDES)
-    if unknown.any():
-        lines = ", ".join(str(row + 2) for row in splits.index[unknown][:5])
-        raise StudyError(f"{place}, line {lines}: split must be one of {', '.join(SIDES)}")
-    subject = splits["cohort"].astype("string") + "/" + splits["subject"].astype("string")
-    for what, identity in (("person", splits["person"].astype("string").fillna(subject)), ("subject", subject)):
-        sides = splits.groupby(identity)["split"].transform("nunique")
-        leaking = splits[sides > 1]
-        if len(leaking):
-            lines = ", ".join(str(row + 2) for row in leaking.index[:6])
-            cohorts = ", ".join(sorted(leaking["cohort"].unique()))
-            count = identity[leaking.index].nunique()
-            raise StudyError(
-                f"{place}: {count} {what}(s) on two sides of the split (cohorts {cohorts}; lines {lines}): test results "
-                "would be too good. Delete the file and run again, or mend the column person"
-            )
 
 
 def _load_client(cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.DataFrame) -> ClientData:
