@@ -12,9 +12,9 @@ log_to(snakemake.log[0])
 set_threads(snakemake.threads)
 cohort = snakemake.wildcards.cohort
 options, seed = snakemake.params.options, snakemake.params.seed
-folder = Path(snakemake.output.table).parent / cohort
+folder = Path(snakemake.output.table).parent
 plan = plan_cohort(cohort, options, seed)
 wanted = set(read_table(snakemake.input.manifest, MANIFEST)["scan"])
 rows = plan[[scan_id(subject, session) in wanted for subject, session in zip(plan["subject"], plan["session"])]]
 write_cohort(cohort, options, seed, folder, rows=rows)
-write_table(rows.assign(path=[str(Path(cohort) / path) for path in rows["path"]]), snakemake.output.table)
+write_table(rows, snakemake.output.table)
