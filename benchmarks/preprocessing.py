@@ -1,10 +1,13 @@
 """Preprocessing of one head: each step's share, and the whole beside the usual recipe, in one run.
 
     python benchmarks/preprocessing.py [HEAD.nii.gz] [--threads 1]
+    python benchmarks/preprocessing.py --folder HEADS [--masks BRAIN_MASKS]
 
-Without a head a phantom is drawn. The usual recipe is N4 on the whole volume with ANTs' default settings, the affine of
-antsRegistrationSyNQuick to the template at 1 mm, and one resampling; it is given the brain mask for nothing, so the ratio counts
-brain extraction on our side only. Seconds are CPU seconds of this process, after the networks and the template are loaded.
+Without a head a phantom is drawn. With a folder of heads (NAME_T1w.nii.gz) each is preprocessed, without the usual
+recipe, and its brain is compared on the MNI grid with a reference mask (NAME_brainmask.nii.gz) where there is one.
+The usual recipe is N4 on the whole volume with ANTs' default settings, the affine of antsRegistrationSyNQuick to the
+template at 1 mm, and one resampling; it is given the brain mask for nothing, so the ratio counts brain extraction on
+our side only. Seconds are CPU seconds of this process, after the networks and the template are loaded.
 """
 
 import argparse
@@ -61,12 +64,44 @@ def usual_recipe(scan, brain: np.ndarray) -> dict:
     }
 
 
+def all_heads(folder: Path, masks: Path | None) -> None:
+    """One row per head of a folder."""
+    from fedbrain.imaging import quality, reading, shard
+    from fedbrain.imaging.registration import GRID_AFFINE, resample
+
+    recipe = shard.complete_recipe({})
+    print(f"{'head':<20}{'seconds':>9}{'template Dice':>15}{'correlation':>13}{'reference Dice':>16}")
+    for path in sorted(folder.glob("*_T1w.nii.gz")):
+        name, start = path.name.removesuffix("_T1w.nii.gz"), time.process_time()
+        try:
+            _, brain, record = shard.compute_scan(reading.read_source(path), None, recipe, "cpu")
+        except reading.ScanFailure as failure:
+            print(f"{name:<20}  failed: {failure}")
+            continue
+        seconds, measured = time.process_time() - start, record["quality"]
+        line = f"{name:<20}{seconds:>9.1f}{measured['mask_dice']:>15.3f}{measured['template_correlation']:>13.3f}"
+        reference_path = masks and masks / f"{name}_brainmask.nii.gz"
+        if reference_path and reference_path.exists():
+            reference = reading.decode(reading.read_source(reference_path))
+            to_scanner = np.array(
+                next(s for s in record["steps"] if s["name"] == "registration")["parameters"]["mni_to_scanner"]
+            )
+            expected = resample(reference.values, np.linalg.inv(reference.affine) @ to_scanner @ GRID_AFFINE) >= 0.5
+            line += f"{quality.dice(brain, expected):>16.3f}"
+        print(line, flush=True)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("head", nargs="?", type=Path)
     arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--folder", type=Path)
+    arguments.add_argument("--masks", type=Path)
     arguments = arguments.parse_args()
     set_threads(arguments.threads)  # before antspyx is imported below
+    if arguments.folder:
+        all_heads(arguments.folder, arguments.masks)
+        return
 
     from fedbrain.imaging import reading, registration, shard
     from fedbrain.imaging.brain_extraction import deepbet

@@ -1,9 +1,10 @@
 """N4 bias field correction within the brain (Tustison et al., IEEE TMI 2010), as ANTs computes it.
 
-The field is smooth, so it is found on every fourth to sixth voxel and interpolated. We thin the volume before N4 gets it,
-instead of by N4's own shrink factor: ANTs spans its splines over the whole volume given and evaluates them at every voxel, which takes
-longer than the fit. Over the brain's bounding box a mesh of one element, doubled at each level, ends near 40 mm with three levels.
-Voxels are picked, not averaged: averages across tissue borders blur the histogram that N4 sharpens.
+The field is smooth, so it is found on every fourth to sixth voxel and interpolated. We thin the volume before N4 gets
+it, instead of by N4's own shrink factor: ANTs spans its splines over the whole volume given and evaluates them at
+every voxel, which takes longer than the fit. Over the brain's bounding box a mesh of one element, doubled at each
+level, ends near 40 mm with three levels. Voxels are picked, not averaged: averages across tissue borders blur the
+histogram that N4 sharpens.
 """
 
 import numpy as np
@@ -34,7 +35,8 @@ def log_bias_field(
 
     if float((values[mask] <= 0).mean()) > LARGEST_SHARE_NOT_POSITIVE:
         raise ScanFailure(
-            "many brain voxels are zero or negative: the image seems to be normalized already; give the scanner's own intensities"
+            "many brain voxels are zero or negative, as if the image were normalized already; "
+            "give the scanner's own intensities"
         )
     step = np.maximum(1, np.rint(spacing / voxel_size)).astype(int)
     first = step // 2

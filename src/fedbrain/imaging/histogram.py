@@ -1,8 +1,9 @@
 """Histograms that add up exactly over scans, shards and clients.
 
-Bins are half-open intervals [k width, (k + 1) width) with whole k, so two histograms of one width share their bins. Where
-no width is given it is a power of two; a finer histogram of such widths is brought to a coarser one without any error, since
-each coarse bin is a whole number of fine bins. So the merged counts are those of all values together, and no voxel travels.
+Bins are half-open intervals [k width, (k + 1) width) with whole k, so two histograms of one width share their bins.
+Where no width is given it is a power of two; a finer histogram of such widths is brought to a coarser one without any
+error, since each coarse bin is a whole number of fine bins. So the merged counts are those of all values together,
+and no voxel travels.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Intensity normalization of a brain-extracted volume.
 
-Each function takes ``values`` (X, Y, Z) float32, bias-corrected and zero outside the brain, and ``mask`` (X, Y, Z) bool, and
-returns float32 of the same shape. A further method is one function here and one line in the registry.
+Each function takes ``values`` (X, Y, Z) float32, bias-corrected and zero outside the brain, and ``mask`` (X, Y, Z)
+bool, and returns float32 of the same shape. A further method is one function here and one line in the registry.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ from fedbrain.imaging.reading import ScanFailure
 def encoder_zscore(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Mean and deviation (n - 1) of all voxels > 0, applied to all voxels: the background ends at -mean / deviation.
 
-    The convention that the encoder SAM-Med3D was trained with (its TorchIO ``ZNormalization`` with ``x > 0`` as the mask).
-    The result must not be normalized a second time: x > 0 would then be half the brain.
+    The convention that the encoder SAM-Med3D was trained with (its TorchIO ``ZNormalization`` with ``x > 0`` as the
+    mask). The result must not be normalized a second time: x > 0 would then be half the brain.
     """
     mean, deviation = _moments(values[values > 0])
     return ((values - mean) / deviation).astype(np.float32)

@@ -1,8 +1,8 @@
 """Quality metrics of one preprocessed scan: each a formula, the direction that is good, and where it comes from.
 
-Metrics flag scans to look at; none of them throws a scan out. Left and right cannot be told by them: the template is symmetric.
-Tissue here is where the template's own maps say so after the affine alignment (ours; MRIQC segments each scan), so CJV and SNR
-are good for comparing scans of one study, not for comparing with MRIQC's numbers.
+Metrics flag scans to look at; none of them throws a scan out. Left and right cannot be told by them: the template is
+symmetric. Tissue here is where the template's own maps say so after the affine alignment (ours; MRIQC segments each
+scan), so CJV and SNR are good for comparing scans of one study, not for comparing with MRIQC's numbers.
 """
 
 import numpy as np
@@ -37,12 +37,12 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def affine_determinant(native_to_mni: np.ndarray) -> float:
-    """Determinant of the affine from scanner mm to MNI mm: by how much the head was enlarged. Typical: 1 to 1.6; ours."""
+    """Determinant of the affine from scanner to MNI mm, the head's enlargement. Typical: 1 to 1.9; ours."""
     return float(np.linalg.det(native_to_mni[:3, :3]))
 
 
 def cjv(white: np.ndarray, grey: np.ndarray) -> float:
-    """(s_white + s_grey) / |m_white - m_grey|, m medians, s scaled MADs. Lower is better (Ganzetti 2016; MRIQC's cjv)."""
+    """(s_white + s_grey) / |m_white - m_grey|, m medians, s scaled MADs. Lower is better (Ganzetti 2016; MRIQC)."""
     return (_spread(white) + _spread(grey)) / abs(float(np.median(white)) - float(np.median(grey)))
 
 
@@ -57,7 +57,7 @@ def bias_log_sd(log_field: np.ndarray, mask: np.ndarray) -> float:
 
 
 def edge_fraction(mask: np.ndarray) -> float:
-    """Share of brain voxels in the outermost layer of the native volume: brain cut off by the field of view. 0 is good; ours."""
+    """Share of brain voxels in the native volume's outermost layer: brain that was cut off. 0 is good; ours."""
     return 1 - float(np.count_nonzero(mask[1:-1, 1:-1, 1:-1])) / float(np.count_nonzero(mask))
 
 

@@ -1,7 +1,7 @@
 """Reads one scan, and says in words why it cannot be used.
 
-A file is read once: the checksum that decides about reuse belongs to the very bytes that are decoded. What a header claims
-is checked before memory is taken for it.
+A file is read once: the checksum that decides about reuse belongs to the very bytes that are decoded. What a header
+claims is checked before memory is taken for it.
 """
 
 import gzip
@@ -23,7 +23,7 @@ FIELD_OF_VIEW = (60.0, 600.0)  # mm along each axis
 
 
 class ScanFailure(Exception):
-    """This scan cannot be used; the message says why and names the mend. It becomes the ``reason`` of the scan's row."""
+    """This scan cannot be used. The message says why and names the mend; it is the ``reason`` in the scan's row."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def read_source(path: str | Path) -> Source:
 def decode(source: Source) -> Scan:
     """The volume in a NIfTI-1 or NIfTI-2 file, gzipped or not (told by content, not by the name), turned to RAS.
 
-    Raises ScanFailure for anything but one three-dimensional, finite, not constant volume with a usable affine. Trailing
-    axes of length one are dropped.
+    Raises ScanFailure for anything but one three-dimensional, finite, not constant volume with a usable affine.
+    Trailing axes of length one are dropped.
     """
     zipped = source.content[:2] == b"\x1f\x8b"
     stream = io.BytesIO(source.content)

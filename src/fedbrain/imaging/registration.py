@@ -1,13 +1,16 @@
 """Affine registration of a brain to the MNI152 template's brain, and the one resampling from the scan to the MNI grid.
 
-The template is the skull-stripped ICBM 152 (2009a, nonlinear, symmetric) that nilearn carries. The target grid is fixed:
-128 x 128 x 128 voxels of 1.5 mm, axes RAS, centred on the bounding box of the template's brain at MNI (0, -17, 5) mm:
+The template is the skull-stripped ICBM 152 (2009a, nonlinear, symmetric) that nilearn carries. The target grid is
+fixed: 128 x 128 x 128 voxels of 1.5 mm, axes RAS, centred on the bounding box of the template's brain at MNI (0, -17,
+5) mm:
 
     x = 1.5 i - 95.25,   y = 1.5 j - 112.25,   z = 1.5 k - 90.25   (mm, from voxel i, j, k)
 
-so the brain (144 x 180 x 154 mm) lies inside with at least 5 mm to spare, and flipping the first axis mirrors left and right exactly.
+so the brain (144 x 180 x 154 mm) lies inside with at least 5 mm to spare, and flipping the first axis mirrors left
+and right exactly.
 
-ANTs is given all positions in RAS. To it they are just coordinates, the same for both images, and no axis needs to be flipped.
+ANTs is given all positions in RAS. To it they are just coordinates, the same for both images, and no axis needs to be
+flipped.
 """
 
 import tempfile

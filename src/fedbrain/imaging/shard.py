@@ -1,8 +1,8 @@
 """Preprocesses one shard of scans, each apart from the others.
 
-A scan goes: reading, brain mask, bias field within it, affine to the template, one resampling, intensity normalization. What can
-go wrong with one scan is a row with a reason. Volume, mask and record are each renamed into place, the record last; a job
-that is killed loses the scan in work and nothing else.
+A scan goes: reading, brain mask, bias field within it, affine to the template, one resampling, intensity
+normalization. What can go wrong with one scan is a row with a reason. Volume, mask and record are each renamed into
+place, the record last; a job that is killed loses the scan in work and nothing else.
 """
 
 import ast
@@ -41,9 +41,7 @@ RECIPE_DEFAULTS = {
     "registration_seed": 1,
     "interpolation": "linear",  # or cubic
 }
-NORMALIZED_WIDTH = (
-    0.01  # of a bin of the histogram after normalization; without normalization it is chosen by the range
-)
+NORMALIZED_WIDTH = 0.01  # of a bin after normalization; without normalization it is chosen by the range
 QUALITY = dict.fromkeys(quality.COLUMNS, "Float64")
 CROP_MARGIN = 4  # voxels about the brain
 COMPUTING_MODULES = (reading, bias_field, registration, intensity, histogram, quality)
@@ -56,8 +54,8 @@ def preprocess_shard(
 
     Args:
         scans: MANIFEST rows.
-        folder: where the volumes, masks and records go (see ``layout``); those of scans that are no longer listed, or that
-            fail now, are removed.
+        folder: where the volumes, masks and records go (see ``layout``); those of scans that are no longer listed, or
+            that fail now, are removed.
         recipe: what RECIPE_DEFAULTS lists, as far as it differs.
         cohort: its name, for messages.
         device: "cpu" or "cuda", for the brain extractor only.
@@ -164,8 +162,8 @@ def compute_scan(
     """All steps for one scan.
 
     Returns:
-        The volume (128, 128, 128) float32, the mask (128, 128, 128) bool, and the record: steps with their parameters and
-        seconds, quality, histograms, source.
+        The volume (128, 128, 128) float32, the mask (128, 128, 128) bool, and the record: steps with their parameters
+        and seconds, quality, histograms, source.
     Raises:
         ScanFailure: with the reason.
     """
@@ -261,11 +259,11 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(sides)
 
 
-# What decides about reuse ----------------------------------------------------------------------------------------------
+# What decides about reuse -------------------------------------------------------------------------------------------
 
 
 def _method(recipe: dict) -> dict:
-    """All that a volume depends on beside its scan. The device is not in it: a kept volume stays good on another machine."""
+    """All that a volume depends on beside its scan. Not the device: a kept volume stays good on another machine."""
     extractor = import_module(registry.module_of("brain_extractor", recipe["extractor"]))
     packages = ["antspyx", "nibabel", "nilearn", "numpy", "scipy"]
     packages += ["deepbet", "torch"] if recipe["extractor"] == "deepbet" else []
@@ -302,7 +300,7 @@ def _kept_record(folder: Path, scan: str, key: str) -> dict | None:
         return None
 
 
-# Files -----------------------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------------------------
 
 
 def _write(folder: Path, scan: str, volume: np.ndarray, mask: np.ndarray, record: dict) -> None:
@@ -318,7 +316,7 @@ def _write(folder: Path, scan: str, volume: np.ndarray, mask: np.ndarray, record
 
 
 def _write_nifti(values: np.ndarray, path: Path) -> int:
-    """Writes NIfTI whose bytes depend on the values alone: the gzip header carries neither time nor name. Returns the size."""
+    """Writes NIfTI whose bytes depend on the values alone (no time or name in its gzip header); returns their count."""
     image = nibabel.Nifti1Image(values, registration.GRID_AFFINE)
     image.set_sform(registration.GRID_AFFINE, code="mni")
     image.set_qform(registration.GRID_AFFINE, code="mni")
@@ -337,7 +335,7 @@ def _remove(folder: Path, scan: str) -> None:
 
 
 def _remove_stale(folder: Path, scans) -> None:
-    """Removes our files of scans that are not in the shard, and what a killed job left half written. Others' files stay."""
+    """Removes our files of scans that left the shard, and what a killed job left half written; others' files stay."""
     wanted = {scan + suffix for scan in scans for suffix in layout.SUFFIXES.values()}
     for path in folder.iterdir():
         if path.name.endswith(tuple(layout.SUFFIXES.values())) and path.name not in wanted:
