@@ -179,7 +179,14 @@ def _is_drawn(path: Path, fingerprint: bytes) -> bool:
         with gzip.open(path, "rb") as file:
             content = file.read()  # to the end, so that gzip checks its checksum
         header = nib.Nifti1Header(content[:348], check=False)
-    except (OSError, EOFError, zlib.error, ValueError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError):
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        nib.spatialimages.HeaderDataError,
+        nib.wrapstruct.WrapStructError,
+    ):
         return False
     return header["descrip"].item() == fingerprint
 
@@ -192,7 +199,7 @@ def draw_picture(path: str | Path, *, scanners=("crisp", "shaded", "grainy", "th
     from matplotlib import pyplot as plt
 
     people = [
-        {"subject": "picture", "session": "1", "diagnosis": diagnosis, "age": 72.0, "sex": "F"}
+        {"subject": "picture7", "session": "1", "diagnosis": diagnosis, "age": 72.0, "sex": "F"}
         for diagnosis in ("CN", "AD")
     ]
     views = (("coronal", 1, -20.0), ("axial", 2, 6.0), ("sagittal", 0, 3.0))
@@ -224,7 +231,7 @@ def draw_picture(path: str | Path, *, scanners=("crisp", "shaded", "grainy", "th
         panel.set_axis_off()
     figure.subplots_adjust(left=0.035, right=1.0, bottom=0.0, top=0.975, wspace=0.02, hspace=0.08)
     with written_atomically(path) as temporary:
-        figure.savefig(temporary, dpi=80, facecolor="black", metadata={"Software": None})
+        figure.savefig(temporary, dpi=72, facecolor="black", metadata={"Software": None})
     plt.close(figure)
 
 

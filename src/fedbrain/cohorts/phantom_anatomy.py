@@ -23,12 +23,14 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinat
 Grid = tuple[np.ndarray, np.ndarray, np.ndarray]  # the coordinates (mm) along x, y and z of a regular grid
 
 HEAD: Grid = tuple(np.arange(low, high, 1.5, dtype=np.float32) for low, high in ((-105, 106), (-135, 121), (-171, 111)))
-SHAPE: Grid = tuple(np.arange(low, high, 5.0, dtype=np.float32) for low, high in ((-110, 111), (-140, 126), (-176, 119)))
+SHAPE: Grid = tuple(
+    np.arange(low, high, 5.0, dtype=np.float32) for low, high in ((-110, 111), (-140, 126), (-176, 119))
+)
 BRAIN: Grid = tuple(np.arange(low, high, 3.0, dtype=np.float32) for low, high in ((-96, 97), (-132, 97), (-75, 97)))
 TEMPLATE_ORIGIN = (-98.0, -134.0, -72.0)
 
 CSF, GREY, WHITE = 0.17, 0.61, 0.94  # T1w intensities before a scanner's contrast; white matter is near 1
-MARROW, BONE, MUSCLE, FAT, SKIN = 0.62, 0.05, 0.44, 1.12, 0.52
+MARROW, BONE, MUSCLE, FAT, SKIN = 0.62, 0.05, 0.44, 1.28, 0.55
 
 STRUCTURES = ("hippocampus", "ventricles", "cortex", "white_matter")
 
@@ -75,7 +77,7 @@ def draw_person(rng: np.random.Generator, sex: str) -> Person:
     size = np.exp(rng.normal(-0.065, 0.03) + (-0.018 if sex == "F" else 0.018))
     linear = np.diag(np.exp(rng.normal(0.0, 0.022, 3)) * size) + rng.normal(0.0, 0.01, (3, 3))
     velocity = np.zeros((3, *shape), np.float32)
-    for deviation, reach in ((3.0, 30.0), (1.6, 12.0)):  # mm
+    for deviation, reach in ((3.0, 30.0), (1.1, 12.0)):  # mm
         for axis in range(3):
             noise = deviation * _smooth_noise(rng, shape, reach / 5.0)
             # Small bumps belong to the brain; on the skull they would look like dents.
@@ -132,7 +134,9 @@ class Look:
     brain: np.ndarray  # (N,) bool, brain with ventricles and sulci, as brain extraction understands it
     grey: np.ndarray  # (N,) fraction
     white: np.ndarray  # (N,) fraction
-    places: tuple[np.ndarray, ...]  # (M,) indices of the points in the cavity; (3, M) where they lie before, after atrophy
+    places: tuple[
+        np.ndarray, ...
+    ]  # (M,) indices of the points in the cavity; (3, M) where they lie before, after atrophy
 
 
 def look(person: Person, change: dict[str, float], pull: np.ndarray, points: np.ndarray) -> Look:
@@ -148,7 +152,9 @@ def look(person: Person, change: dict[str, float], pull: np.ndarray, points: np.
     near = moved[:, here]
     near = near + np.stack([_at(pull[axis], BRAIN, near) for axis in range(3)])
     origin = np.array(TEMPLATE_ORIGIN, np.float32)[:, None]
-    grey, white = (map_coordinates(part, near - origin, order=1, output=np.float32) for part in (common.grey, common.white))
+    grey, white = (
+        map_coordinates(part, near - origin, order=1, output=np.float32) for part in (common.grey, common.white)
+    )
     tissue = np.clip(grey + white, 1e-3, 1.0 - 1e-3)
     deep = _at(common.deep, BRAIN, near)
     # Sharpening undoes the template's averaging; the shift opens or closes sulci. It spares deep structures.
@@ -234,7 +240,9 @@ def _brain_parts(grey: np.ndarray, white: np.ndarray) -> dict[str, np.ndarray]:
     points = np.stack(np.meshgrid(*BRAIN, indexing="ij"))
     flat = (points.reshape(3, -1) - np.array(TEMPLATE_ORIGIN, np.float32)[:, None]).astype(np.float32)
     # Averaged over one cell of 3 mm before it is sampled there.
-    g, w = (map_coordinates(gaussian_filter(part, 0.9), flat, order=1).reshape(points.shape[1:]) for part in (grey, white))
+    g, w = (
+        map_coordinates(gaussian_filter(part, 0.9), flat, order=1).reshape(points.shape[1:]) for part in (grey, white)
+    )
     x, y, z = np.abs(points[0]), points[1], points[2]
     fluid = np.clip(1.0 - g - w, 0.0, 1.0)
     hippocampus = np.zeros_like(g)
@@ -247,7 +255,9 @@ def _brain_parts(grey: np.ndarray, white: np.ndarray) -> dict[str, np.ndarray]:
     box = _soft(34 - x, 2) * _soft(y + 54, 2) * _soft(38 - y, 2) * _soft(z + 4, 2) * _soft(34 - z, 2)
     fissures = _soft(x - 25, 1.5) * _soft(y + 22, 2)  # the Sylvian fissure's depth lies beside the ventricles
     third = _soft(4.5 - x, 1.0) * _soft(8 - z, 1.5)
-    ventricles = np.clip(box * (1 - fissures) * (1 - third) + horn * _soft(y + 45, 2), 0, 1) * np.clip(2.2 * fluid, 0, 1)
+    ventricles = np.clip(box * (1 - fissures) * (1 - third) + horn * _soft(y + 45, 2), 0, 1) * np.clip(
+        2.2 * fluid, 0, 1
+    )
     ventricles = np.maximum(ventricles, 0.6 * horn * (1 - hippocampus))
     deep = _soft(36 - x, 2) * _soft(y + 40, 2) * _soft(26 - y, 2) * _soft(z + 14, 2) * _soft(26 - z, 2)
     below = _soft(-16 - z, 2) * np.maximum(_soft(-42 - y, 2), _soft(18 - x, 2) * _soft(-10 - y, 2))  # cerebellum, stem
@@ -391,7 +401,12 @@ def _draw_around(distance: np.ndarray) -> np.ndarray:
     image += (FAT * (1.0 + 0.07 * fine + 0.05 * patchy[0]) - image) * _soft(padding - depth, 0.7)
     galea = _soft(depth - 0.62 * scalp, 0.4) * _soft(0.62 * scalp + 1.3 - depth, 0.4) * _soft(z + 20, 8.0)
     image += (0.5 - image) * 0.55 * galea * (muscle < 2.5)
-    image += (MUSCLE - image) * _soft(muscle - 1.0, 0.5) * _soft(skull + muscle - distance, 0.6) * _soft(distance - skull, 0.6)
+    image += (
+        (MUSCLE - image)
+        * _soft(muscle - 1.0, 0.5)
+        * _soft(skull + muscle - distance, 0.6)
+        * _soft(distance - skull, 0.6)
+    )
 
     # Skull: two dark tables with marrow between them where it is thick; the base is dark and patchy.
     share = distance / skull
@@ -437,19 +452,39 @@ def _paint_face(canvas: _Canvas, fine: np.ndarray, patchy: np.ndarray) -> None:
     bright, streaks = FAT * (1 + 0.1 * fine), MUSCLE * (1.08 + 0.16 * fine)
     marrow = np.clip(0.7 + 0.3 * patchy, 0.15, 1.1)
     # Bone of the midface and base, then what it holds.
-    canvas.paint(0.14 + 0.25 * np.clip(patchy, 0, 1), (0, -12, -94), (48, 88, -22),
-                 lambda p: _ellipsoid(p, (0, 34, -58), (44, 42, 34), power=3), mirrored=True)
-    canvas.paint(marrow, (0, -30, -72), (16, 6, -34), lambda p: _to_segment(p, (0, -6, -42), (0, -24, -66)) - 6.5)  # clivus
-    canvas.paint(0.10 + 0.25 * np.clip(patchy, 0, 1.5), (24, -62, -78), (76, -8, -34),
-                 lambda p: _ellipsoid(p, (52, -36, -55), (19, 20, 17)))  # mastoid and petrous bone, with cells
+    canvas.paint(
+        0.14 + 0.25 * np.clip(patchy, 0, 1),
+        (0, -12, -94),
+        (48, 88, -22),
+        lambda p: _ellipsoid(p, (0, 34, -58), (44, 42, 34), power=3),
+        mirrored=True,
+    )
+    canvas.paint(
+        marrow, (0, -30, -72), (16, 6, -34), lambda p: _to_segment(p, (0, -6, -42), (0, -24, -66)) - 6.5
+    )  # clivus
+    canvas.paint(
+        0.10 + 0.25 * np.clip(patchy, 0, 1.5),
+        (24, -62, -78),
+        (76, -8, -34),
+        lambda p: _ellipsoid(p, (52, -36, -55), (19, 20, 17)),
+    )  # mastoid and petrous bone, with cells
     canvas.paint(streaks, (26, -18, -100), (52, 34, -58), lambda p: _to_segment(p, (33, 8, -64), (44, -4, -92)) - 10)
-    canvas.paint(bright, (10, 8, -56), (54, 86, -16), lambda p: _cone(p, (14, 20, -34), (34, 64, -38), 3.0, 18.0))  # orbit
-    canvas.paint(BONE, (15, 16, -60), (58, 80, -14),
-                 lambda p: np.abs(_cone(p, (14, 20, -34), (34, 62, -38), 4.0, 20.0)) - 1.2, strength=0.8)
+    canvas.paint(
+        bright, (10, 8, -56), (54, 86, -16), lambda p: _cone(p, (14, 20, -34), (34, 64, -38), 3.0, 18.0)
+    )  # orbit
+    canvas.paint(
+        BONE,
+        (15, 16, -60),
+        (58, 80, -14),
+        lambda p: np.abs(_cone(p, (14, 20, -34), (34, 62, -38), 4.0, 20.0)) - 1.2,
+        strength=0.8,
+    )
     for start, end in (((14, 22, -30), (31, 60, -28)), ((14, 22, -37), (32, 60, -49)), ((11, 24, -34), (23, 60, -38)),
                        ((17, 22, -34), (44, 58, -38))):  # fmt: skip
         canvas.paint(MUSCLE, (6, 14, -56), (52, 66, -20), lambda p, a=start, b=end: _to_segment(p, a, b) - 1.9)
-    canvas.paint(0.6, (8, 12, -44), (40, 60, -28), lambda p: _to_segment(p, (12, 20, -34), (33, 50, -38)) - 2.2)  # nerve
+    canvas.paint(
+        0.6, (8, 12, -44), (40, 60, -28), lambda p: _to_segment(p, (12, 20, -34), (33, 50, -38)) - 2.2
+    )  # nerve
     canvas.paint(0.48, (18, 46, -54), (50, 80, -22), lambda p: _ellipsoid(p, (34, 62, -38), (13, 13, 13)))
     canvas.paint(0.18, (18, 46, -54), (50, 80, -22), lambda p: _ellipsoid(p, (34, 62, -38), (11.4, 11.4, 11.4)))
     canvas.paint(0.42, (24, 62, -48), (44, 78, -30), lambda p: _ellipsoid(p, (34, 70.5, -38), (5, 2.2, 5)))  # lens
@@ -457,38 +492,78 @@ def _paint_face(canvas: _Canvas, fine: np.ndarray, patchy: np.ndarray) -> None:
     # Air: sinuses, nasal cavity with septum and turbinates, throat.
     canvas.paint(0.03, (16, 14, -90), (48, 58, -50), lambda p: _ellipsoid(p, (31, 36, -69), (13, 17, 15), power=2.6))
     canvas.paint(0.03, (0, -4, -46), (14, 22, -22), lambda p: _ellipsoid(p, (6, 9, -33), (8, 11, 9)))  # sphenoid
-    canvas.paint(0.05 + 0.35 * np.clip(fine - 0.6, 0, 1), (0, 18, -50), (16, 72, -24),
-                 lambda p: _ellipsoid(p, (6, 44, -37), (9, 28, 11), power=3))  # ethmoid cells
+    canvas.paint(
+        0.05 + 0.35 * np.clip(fine - 0.6, 0, 1),
+        (0, 18, -50),
+        (16, 72, -24),
+        lambda p: _ellipsoid(p, (6, 44, -37), (9, 28, 11), power=3),
+    )  # ethmoid cells
     canvas.paint(0.03, (0, 70, -30), (20, 88, 2), lambda p: _ellipsoid(p, (7, 79, -16), (9, 4, 11)))  # frontal
     canvas.paint(0.03, (0, -2, -90), (17, 92, -46), lambda p: _ellipsoid(p, (5, 38, -70), (11, 46, 18), power=3))
     for height, reach in ((-58, 5.5), (-67, 6.5), (-78, 7.5)):
-        canvas.paint(0.55, (0, 8, height - 9), (18, 66, height + 9),
-                     lambda p, h=height, r=reach: _ellipsoid(p, (7.5, 36, h), (3.4, 26, 0.62 * r)))  # turbinates
+        canvas.paint(
+            0.55,
+            (0, 8, height - 9),
+            (18, 66, height + 9),
+            lambda p, h=height, r=reach: _ellipsoid(p, (7.5, 36, h), (3.4, 26, 0.62 * r)),
+        )  # turbinates
     canvas.paint(0.50, (0, 0, -88), (4, 92, -48), lambda p: p[0] - 1.3 + 0 * p[1] + 0 * p[2])  # septum
     canvas.paint(0.03, (0, -24, -90), (18, 8, -56), lambda p: _ellipsoid(p, (0, -5, -74), (12, 10, 15)))  # nasopharynx
-    canvas.paint(0.03, (0, -40, -171), (16, 4, -78), lambda p: _to_segment(
-        (p[0] * 0.6, p[1], p[2]), (0, -10, -84), (0, -24, -165)) - 4.6)
+    canvas.paint(
+        0.03,
+        (0, -40, -171),
+        (16, 4, -78),
+        lambda p: _to_segment((p[0] * 0.6, p[1], p[2]), (0, -10, -84), (0, -24, -165)) - 4.6,
+    )
     # Palate, tongue, jaws and teeth.
     canvas.paint(BONE, (0, 4, -96), (34, 70, -82), lambda p: _ellipsoid(p, (0, 36, -88), (28, 34, 4)))
     canvas.paint(0.03, (0, 0, -100), (26, 62, -86), lambda p: _ellipsoid(p, (0, 30, -93), (20, 32, 3.2)))
     canvas.paint(streaks, (0, -12, -148), (32, 66, -90), lambda p: _ellipsoid(p, (0, 27, -116), (26, 33, 24)))
-    canvas.paint(bright, (0, 10, -148), (3, 50, -100), lambda p: _ellipsoid(p, (0, 30, -122), (1.6, 22, 18)), strength=0.6)
+    canvas.paint(
+        bright, (0, 10, -148), (3, 50, -100), lambda p: _ellipsoid(p, (0, 30, -122), (1.6, 22, 18)), strength=0.6
+    )
     for height in (-98, -110):  # the two rows of teeth
-        canvas.paint(0.07, (0, 8, height - 10), (40, 72, height + 10), lambda p, h=height: np.hypot(
-            _arch(p, 26.0, 42.0, 20.0), (p[2] - h) / 1.5) - 4.2)
+        canvas.paint(
+            0.07,
+            (0, 8, height - 10),
+            (40, 72, height + 10),
+            lambda p, h=height: np.hypot(_arch(p, 26.0, 42.0, 20.0), (p[2] - h) / 1.5) - 4.2,
+        )
     for value, thick in ((BONE, 7.0), (marrow, 4.2)):
-        canvas.paint(value, (0, -4, -142), (58, 76, -108), lambda p, t=thick: np.maximum(
-            np.hypot(_arch(p, 39.0, 54.0, 8.0), (p[2] + 124) / 2.0) - 0.8 * t, -4 - p[1] + 0 * p[2]))  # body of the mandible
-        canvas.paint(value, (32, -22, -132), (64, 28, -58), lambda p, t=thick: np.maximum(
-            np.abs(p[0] - 46 - 0.10 * (p[2] + 100)) - 0.55 * t,
-            _to_segment((0 * p[0], p[1], p[2]), (0, -6, -64), (0, 6, -120)) - 1.7 * t))  # ramus
-    canvas.paint(BONE, (50, 4, -66), (78, 52, -46), lambda p: _to_segment(p, (69, 8, -55), (52, 48, -58)) - 3.6)  # zygoma
-    canvas.paint(streaks, (44, -14, -126), (70, 44, -58), lambda p: _to_segment(
-        (1.7 * p[0], p[1], p[2]), (1.7 * 57.5, 20, -66), (1.7 * 54, 4, -116)) - 13)  # masseter
-    canvas.paint(0.66 * (1 + 0.1 * fine), (46, -34, -104), (74, 0, -62), lambda p: _ellipsoid(p, (60, -17, -82), (8, 13, 18)))
+        canvas.paint(
+            value,
+            (0, -4, -142),
+            (58, 76, -108),
+            lambda p, t=thick: np.maximum(
+                np.hypot(_arch(p, 39.0, 54.0, 8.0), (p[2] + 124) / 2.0) - 0.8 * t, -4 - p[1] + 0 * p[2]
+            ),
+        )  # body of the mandible
+        canvas.paint(
+            value,
+            (32, -22, -132),
+            (64, 28, -58),
+            lambda p, t=thick: np.maximum(
+                np.abs(p[0] - 46 - 0.10 * (p[2] + 100)) - 0.55 * t,
+                _to_segment((0 * p[0], p[1], p[2]), (0, -6, -64), (0, 6, -120)) - 1.7 * t,
+            ),
+        )  # ramus
+    canvas.paint(
+        BONE, (50, 4, -66), (78, 52, -46), lambda p: _to_segment(p, (69, 8, -55), (52, 48, -58)) - 3.6
+    )  # zygoma
+    canvas.paint(
+        streaks,
+        (44, -14, -126),
+        (70, 44, -58),
+        lambda p: _to_segment((1.7 * p[0], p[1], p[2]), (1.7 * 57.5, 20, -66), (1.7 * 54, 4, -116)) - 13,
+    )  # masseter
+    canvas.paint(
+        0.66 * (1 + 0.1 * fine), (46, -34, -104), (74, 0, -62), lambda p: _ellipsoid(p, (60, -17, -82), (8, 13, 18))
+    )
     canvas.paint(1.0, (18, -36, -171), (40, -4, -66), lambda p: _to_segment(p, (27, -20, -66), (31, -28, -168)) - 3.2)
     canvas.paint(0.12, (24, -44, -171), (50, -14, -66), lambda p: _to_segment(p, (34, -27, -66), (40, -36, -168)) - 4.2)
-    canvas.paint(0.03, (56, -34, -62), (92, -16, -46), lambda p: _to_segment(p, (60, -24, -54), (90, -26, -54)) - 3.0)  # ear
+    canvas.paint(
+        0.03, (56, -34, -62), (92, -16, -46), lambda p: _to_segment(p, (60, -24, -54), (90, -26, -54)) - 3.0
+    )  # ear
 
 
 def _paint_spine(canvas: _Canvas, patchy: np.ndarray) -> None:
@@ -502,17 +577,37 @@ def _paint_spine(canvas: _Canvas, patchy: np.ndarray) -> None:
 
     low, high = (0, -92, -171), (30, 0, -64)
     canvas.paint(BONE, low, high, lambda p: np.hypot(p[0] * 0.85, middle(p)) - 16.5)  # arches
-    canvas.paint(BONE, low, high, lambda p: _ellipsoid((p[0], middle(p), 0 * p[2]), (0, -24, 0), (5, 14, 99))
-                 + 6 * disc(p))  # spinous processes
+    canvas.paint(
+        BONE, low, high, lambda p: _ellipsoid((p[0], middle(p), 0 * p[2]), (0, -24, 0), (5, 14, 99)) + 6 * disc(p)
+    )  # spinous processes
     canvas.paint(BONE, low, high, lambda p: _ellipsoid((p[0], middle(p), 0 * p[2]), (0, 20, 0), (15, 10.5, 99)))
-    canvas.paint(marrow, low, high, lambda p: _ellipsoid((p[0], middle(p), 0 * p[2]), (0, 20, 0), (13, 8.5, 99))
-                 + 7 * disc(p), softness=0.8)
-    canvas.paint(0.30, low, high, lambda p: np.maximum(
-        _ellipsoid((p[0], middle(p), 0 * p[2]), (0, 20, 0), (13, 8.5, 99)), 1.6 - 4.0 * disc(p)), softness=0.8)
-    canvas.paint(BONE, (14, -70, -171), (34, -24, -66), lambda p: _ellipsoid(
-        (p[0], middle(p), 0 * p[2]), (22, 8, 0), (9, 8, 99)) + 7 * disc(p))  # joints
+    canvas.paint(
+        marrow,
+        low,
+        high,
+        lambda p: _ellipsoid((p[0], middle(p), 0 * p[2]), (0, 20, 0), (13, 8.5, 99)) + 7 * disc(p),
+        softness=0.8,
+    )
+    canvas.paint(
+        0.30,
+        low,
+        high,
+        lambda p: np.maximum(_ellipsoid((p[0], middle(p), 0 * p[2]), (0, 20, 0), (13, 8.5, 99)), 1.6 - 4.0 * disc(p)),
+        softness=0.8,
+    )
+    canvas.paint(
+        BONE,
+        (14, -70, -171),
+        (34, -24, -66),
+        lambda p: _ellipsoid((p[0], middle(p), 0 * p[2]), (22, 8, 0), (9, 8, 99)) + 7 * disc(p),
+    )  # joints
     canvas.paint(CSF, low, high, lambda p: np.hypot(p[0] * 0.85, middle(p)) - 10.5)
-    canvas.paint(0.82, (0, -92, -171), (30, 0, -58), lambda p: np.hypot(p[0] * 0.8, middle(p)) - 5.6 - 2.5 * _soft(p[2] + 72, 4.0))
+    canvas.paint(
+        0.82,
+        (0, -92, -171),
+        (30, 0, -58),
+        lambda p: np.hypot(p[0] * 0.8, middle(p)) - 5.6 - 2.5 * _soft(p[2] + 72, 4.0),
+    )
 
 
 # --- shapes, noise and grids -----------------------------------------------------------------------------------------

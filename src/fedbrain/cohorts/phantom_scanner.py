@@ -30,10 +30,14 @@ class Scanner:
     grey_pull: float = 0.0  # added to grey matter; positive brings it nearer to white matter
     fat: float = 1.0  # factor on what is brighter than white matter
     shading: float = 0.1  # deviation of the log bias field
-    coil: tuple[float, float, float] = (0.0, 0.0, 0.0)  # direction and share of the shading that all scans have in common
+    coil: tuple[float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # direction and share of the shading that all scans have in common
     blur: float = 0.0  # full width at half maximum within the slice
     noise: float = 0.02  # deviation of the noise in each of the two channels (Rician)
-    scale: float = 500.0  # stored value of white matter
+    scale: float = 250.0  # stored value of white matter
     tilt: float = 4.0  # deviation of the patient's head rotation, degrees
     shift: float = 3.0  # deviation of the patient's head position
 
@@ -43,11 +47,11 @@ SCANNERS = {
     "shaded": Scanner(voxel=(1.5, 1.3, 1.3), orientation="PSR", bottom=-150, gamma=1.2, shading=0.28,
                       coil=(0.15, -0.7, 0.3), noise=0.03, scale=220),
     "grainy": Scanner(voxel=(1.5, 1.5, 1.5), orientation="LAS", bottom=-118, gamma=0.85, grey_pull=0.06, shading=0.14,
-                      coil=(0.0, 0.3, 0.6), blur=1.2, noise=0.05, scale=2400),
+                      coil=(0.0, 0.3, 0.6), blur=1.2, noise=0.05, scale=1200),
     "thick": Scanner(voxel=(1.1, 1.1, 3.0), orientation="LPS", oblique=9.0, bottom=-92, gamma=1.1, shading=0.12,
                      coil=(-0.3, 0.0, -0.4), noise=0.025, scale=150),
     "fatsat": Scanner(voxel=(1.2, 1.9, 1.2), orientation="RSP", bottom=-128, gamma=0.95, grey_pull=-0.03, fat=0.45,
-                      shading=0.2, coil=(0.4, 0.4, 0.0), noise=0.035, scale=600),
+                      shading=0.2, coil=(0.4, 0.4, 0.0), noise=0.035, scale=400),
 }  # fmt: skip
 
 
@@ -88,7 +92,10 @@ def find_scanner(choice: str | Mapping, place: str = "scanner") -> Scanner:
         raise StudyError(f"{place}.orientation: give three axis codes such as RAS or PSR, not {base.orientation!r}")
     if not -160.0 <= base.bottom <= -60.0:
         raise StudyError(f"{place}.bottom: must lie between -160 and -60 mm, not {base.bottom}")
-    if min(base.noise, base.shading, base.blur, base.tilt, base.shift, base.fat) < 0 or min(base.gamma, base.scale) <= 0:
+    if (
+        min(base.noise, base.shading, base.blur, base.tilt, base.shift, base.fat) < 0
+        or min(base.gamma, base.scale) <= 0
+    ):
         raise StudyError(f"{place}: noise, shading, blur, tilt, shift, fat must not be negative; gamma, scale positive")
     return base
 
@@ -190,10 +197,14 @@ def _shading(scanner: Scanner, rng: np.random.Generator, shape: tuple[int, ...])
     coarse = tuple(max(2, size // 6) for size in shape)
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, size, dtype=np.float32) for size in coarse), indexing="ij")
     fixed = sum(share * axis for share, axis in zip(scanner.coil, (x, y, z)))
-    own = gaussian_filter(rng.standard_normal(coarse, dtype=np.float32), [size * 0.22 for size in coarse], mode="reflect")
+    own = gaussian_filter(
+        rng.standard_normal(coarse, dtype=np.float32), [size * 0.22 for size in coarse], mode="reflect"
+    )
     own = (own - own.mean()) / own.std()
     log_field = scanner.shading * (1.4 * fixed + 0.6 * own)
-    log_field = zoom(log_field, [have / few for have, few in zip(shape, coarse)], order=1, grid_mode=True, mode="nearest")
+    log_field = zoom(
+        log_field, [have / few for have, few in zip(shape, coarse)], order=1, grid_mode=True, mode="nearest"
+    )
     return np.exp(log_field)
 
 
