@@ -1,0 +1,99 @@
+"""The report as a person meets it: opened from disk, offline, in a real browser."""
+
+import re
+import shutil
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+OPTIONS += ["--disable-sync", "--disable-quic", "--no-first-run"]
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium (Debian: chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, study, tmp_path):
+    """The report alone in an empty folder, the network cut; complaints are collected in ``page.complaints``."""
+    report = tmp_path / "report.html"
+    shutil.copyfile(study.folder / "results/report.html", report)
+    context = browser.new_context(offline=True, viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    page.complaints = []
+    page.on("requestfailed", lambda request: page.complaints.append(f"failed: {request.url[:200]}"))
+    page.on("pageerror", lambda error: page.complaints.append(f"error: {error}"))
+    page.on("console", lambda message: message.type == "error" and page.complaints.append(message.text))
+    page.goto(report.as_uri())
+    page.get_by_text("Small study").first.wait_for()
+    yield page
+    context.close()
+
+
+def test_the_first_page_tells_the_study_in_words_and_tables(page):
+    text = page.inner_text("body")
+    for word in ("Untrained encoder", "Cohorts", "Main result", "Cost", "Warnings", "alpha", "beta", "gamma"):
+        assert word in text, word
+    assert "1 left out: diagnosis MCI is not among the study's labels" in text
+    assert re.search(r"alpha: 1 scan failed: ", text)
+    assert "gamma" in text
+    assert re.search(r"gamma.*one class", text)
+    assert not page.complaints
+
+
+def test_the_first_page_fits_the_window(page):
+    width = page.evaluate("document.scrollingElement.scrollWidth")
+    assert width <= 1400
+
+
+def test_every_figure_is_visible(page, study):
+    figures = sorted((study.folder / "results/figures").glob("*.svg"))
+    assert len(figures) == 2 + 2 + 2
+    seen = 0
+    for category in ("Performance", "Data", "Aggregation"):
+        page.get_by_text(category, exact=True).first.click()
+        buttons = page.locator("a[role=button], button").filter(has=page.locator("svg"))
+        page.wait_for_timeout(300)
+        rows = page.locator("tbody tr")
+        for index in range(rows.count()):
+            rows.nth(index).locator("a, button").first.click()
+            image = page.locator("img, object, embed, iframe").last
+            image.wait_for()
+            page.wait_for_timeout(300)
+            box = image.bounding_box()
+            assert box["width"] > 300
+            assert box["height"] > 200
+            if image.evaluate("node => node.tagName") == "IMG":
+                assert image.evaluate("node => node.complete && node.naturalWidth > 300")
+            seen += 1
+        assert buttons is not None
+    assert seen == len(figures)
+    assert not page.complaints
+
+
+def test_the_report_needs_nothing_but_itself(study):
+    text = (study.folder / "results/report.html").read_text(encoding="utf-8")
+    assert not re.search(r"""<(script|link|img|iframe)[^>]+(src|href)=["']https?://""", text)
+
+
+def test_no_subject_id_is_in_the_report_or_the_logs(study):
+    from fedbrain.tables import SCANS, read_table
+
+    results = study.folder / "results"
+    texts = {path.name: path.read_text(errors="replace") for path in (results / "logs").rglob("*.log")}
+    texts["report"] = (results / "report.html").read_text(encoding="utf-8")
+    for table in (results / "cohorts").glob("*/scans.tsv"):
+        for subject in read_table(table, SCANS)["subject"]:
+            for name, text in texts.items():
+                assert not re.search(rf"\b(sub-)?{subject}\b", text), f"{subject} in {name}"
