@@ -98,6 +98,8 @@ def complete_recipe(recipe: Mapping) -> dict:
     if unknown:
         raise StudyError(f"preprocessing: unknown {', '.join(unknown)}. Known: {', '.join(RECIPE_DEFAULTS)}")
     full = RECIPE_DEFAULTS | dict(recipe)
+    if isinstance(full["bias_field_spacing"], int):
+        full["bias_field_spacing"] = float(full["bias_field_spacing"])  # 6 and 6.0 are one recipe
     registry.module_of("brain_extractor", full["extractor"])
     registry.module_of("intensity", full["intensity"])
     if full["interpolation"] not in registration.ORDERS:
@@ -269,9 +271,8 @@ def _method(recipe: dict) -> dict:
     packages += ["deepbet", "torch"] if recipe["extractor"] == "deepbet" else []
     known = versions(*packages)
     known.pop("fedbrain")  # its code counts, below, not its number
-    code = {
-        module.__name__: code_digest(Path(module.__file__).read_text()) for module in (*COMPUTING_MODULES, extractor)
-    }
+    files = [Path(__file__)] + [Path(module.__file__) for module in (*COMPUTING_MODULES, extractor)]
+    code = {path.name: code_digest(path.read_text()) for path in files}
     return {"recipe": recipe, "versions": known, "code": code}
 
 
