@@ -81,6 +81,12 @@ def test_the_defaults_of_training_are_those_of_the_library(config_schema):
     assert training_options(study, "linear") == TrainingOptions().as_dict()
 
 
+def test_the_defaults_of_preprocessing_are_those_of_the_library(config_schema):
+    from fedbrain.imaging.shard import RECIPE_DEFAULTS
+
+    assert checked(CONFIG, config_schema)["preprocessing"] == RECIPE_DEFAULTS
+
+
 def test_all_mistakes_are_told_at_once(config_schema):
     config = changed("trainig", value={}) | {"seed": -1}
     with pytest.raises(StudyError) as error:

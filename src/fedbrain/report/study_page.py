@@ -273,7 +273,9 @@ def _warnings(study, phantoms, excluded, volumes, performance, summaries) -> lis
     warnings = []
     for cohort, table in volumes.items():
         failed = table[table["status"] != "ok"]
-        for reason, count in failed["reason"].value_counts().items():
+        # What follows the kind of an unforeseen error may hold a path, and a path a subject's id.
+        reasons = failed["reason"].str.replace(r"^(unforeseen: \w+):.*", r"\1; see the table of the shard", regex=True)
+        for reason, count in reasons.value_counts().items():
             warnings.append(f"{cohort}: {count} {'scan' if count == 1 else 'scans'} failed: {reason}")
     for cohort, table in excluded.items():
         for reason, count in table["reason"].value_counts().items():
