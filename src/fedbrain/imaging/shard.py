@@ -70,7 +70,7 @@ def preprocess_shard(
     doubled = scans["scan"][scans["scan"].duplicated()].unique()
     if len(doubled):
         raise StudyError(
-            f"cohort {cohort}: {len(doubled)} scan ids are listed twice in one shard; run index_cohort again"
+            f"cohort {cohort}: {len(doubled)} scan ids are listed twice in one shard; delete results/cohorts and run again"
         )
     folder.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder, scans["scan"])
