@@ -33,7 +33,7 @@ OPTIONS = {  # the options of a phantom cohort, with their defaults
     "cases": 10,  # subjects with diagnosis AD
     "others": 0,  # subjects with diagnosis MCI, whom a study of CN against AD leaves out
     "followups": 0,  # subjects who come back one to three years later
-    "effect": 1.0,  # strength of the disease; at 0 cases are controls by another name
+    "effect": 1.5,  # strength of the disease; at 0 cases are controls by another name
     "age": 71.0,  # mean age in years, the same for all diagnoses
     "scanner": "crisp",  # a name in phantom_scanner.SCANNERS, or a mapping of its parameters
 }
@@ -206,7 +206,7 @@ def draw_picture(path: str | Path, *, scanners=("crisp", "shaded", "grainy", "th
     figure, axes = plt.subplots(len(scanners), 6, figsize=(14, 2.75 * len(scanners)), facecolor="black")
     for line, scanner in zip(axes, scanners):
         for half, row in zip((line[:3], line[3:]), people):
-            options = {"scanner": scanner, "effect": 1.2}
+            options = {"scanner": scanner, "effect": 1.5}
             volumes = true_volumes(row, options, seed)
             image, _ = draw_scan(row, options, seed)
             straight = nib.as_closest_canonical(image)
