@@ -31,8 +31,8 @@ def drawn(row):
 
 @pytest.fixture(scope="module")
 def population():
-    """True volumes (mL) of 12 controls and 12 cases, as shares of the cavity, on a coarse grid."""
-    options = {"controls": 12, "cases": 12}
+    """True volumes (mL) of 20 controls and 20 cases, as shares of the cavity, on a coarse grid."""
+    options = {"controls": 20, "cases": 20}
     shares = {"CN": [], "AD": []}
     for row in phantom.plan_cohort("many", options, 3).to_dict("records"):
         person, change = phantom._person_and_change(row, phantom.OPTIONS | options, 3)

@@ -89,7 +89,7 @@ def draw_person(rng: np.random.Generator, sex: str) -> Person:
         pull=_flow(-velocity, spacing=5.0),
         folding=_smooth_noise(rng, shape, 1.3),
         lightness=_smooth_noise(rng, shape, 2.4),
-        volumes=dict(zip(STRUCTURES, rng.normal(0.0, (0.09, 0.30, 0.05, 0.03)))),
+        volumes=dict(zip(STRUCTURES, rng.normal(0.0, (0.14, 0.30, 0.05, 0.03)))),
         fat=float(np.exp(rng.normal(0.0, 0.10))),
         soft=float(np.exp(rng.normal(0.0, 0.06))),
     )
@@ -108,7 +108,7 @@ def age_change(age: float) -> dict[str, float]:
 
 def disease_change(severity: float, rng: np.random.Generator) -> dict[str, float]:
     """Log volume change of one diseased subject at ``severity`` (1 is a typical case); patterns differ by subject."""
-    mean = {"hippocampus": -0.27, "ventricles": 0.46, "cortex": -0.05, "white_matter": -0.005}
+    mean = {"hippocampus": -0.23, "ventricles": 0.46, "cortex": -0.05, "white_matter": -0.005}
     return {name: float(severity * value * rng.lognormal(-0.045, 0.3)) for name, value in mean.items()}
 
 
