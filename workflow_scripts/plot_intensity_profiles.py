@@ -7,4 +7,5 @@ from fedbrain.tables import HISTOGRAM, concatenate
 
 log_to(snakemake.log[0])
 histograms = {cohort: concatenate(paths, HISTOGRAM) for cohort, paths in snakemake.params.cohorts.items()}
-save_figure(intensity_profiles(histograms, list(histograms)), snakemake.output.svg, snakemake.output.png)
+figure = intensity_profiles(histograms, list(histograms), intensity=snakemake.params.intensity)
+save_figure(figure, snakemake.output.svg, snakemake.output.png)

@@ -54,3 +54,13 @@ def test_rules_without_rounds_say_so(rounds, cohorts):
     empty = aggregation_weights(rounds.iloc[:0], cohorts)
     empty.draw_without_rendering()
     assert "no rounds of FedCE" in words(empty)
+
+
+def test_every_line_of_every_seed_lies_within_the_axes(rounds, cohorts):
+    rounds = rounds.copy()
+    rounds.loc[(rounds["aggregation"] == "fedce") & (rounds["seed"] == 0) & (rounds["client"] == "north"), "weight"] = (
+        0.97
+    )
+    figure = aggregation_weights(rounds, cohorts)
+    for axes in figure.axes:
+        assert axes.get_ylim()[1] > 0.97

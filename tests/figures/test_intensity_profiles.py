@@ -103,3 +103,29 @@ def test_nothing_to_draw_is_said_in_words(histograms, cohorts):
         assert "no voxels counted after" in words(figure)
     only_after = {name: table[table["stage"] == "after"] for name, table in histograms.items()}
     assert "no voxels counted before" in words(intensity_profiles(only_after, cohorts))
+
+
+def test_numbers_on_the_logarithmic_axis_are_plain_and_do_not_overlap():
+    for low, high in ((60, 550), (20, 40), (1, 30_000)):
+        bins = np.geomspace(low, high, 300)
+        table = pd.DataFrame({"stage": "before", "start": bins, "width": (high - low) / 3000, "count": 10})
+        figure = intensity_profiles({"north": table})
+        figure.canvas.draw()
+        axes = figure.axes[0]
+        labels = [label for label in axes.get_xticklabels(which="both") if label.get_text()]
+        inside = [label for label in labels if axes.get_xlim()[0] <= label.get_position()[0] <= axes.get_xlim()[1]]
+        boxes = sorted((label.get_window_extent() for label in inside), key=lambda box: box.x0)
+        assert inside
+        assert all("10^" not in label.get_text() for label in inside)
+        assert all(left.x1 <= right.x0 for left, right in zip(boxes, boxes[1:]))
+
+
+def test_the_axis_after_normalization_is_that_of_the_normalization():
+    table = pd.DataFrame({"stage": "after", "start": [0.2, 0.4], "width": 0.01, "count": [5, 5]})
+    unit = {
+        name: intensity_profiles({"n": table}, intensity=name).axes[1].get_xlabel()
+        for name in ("zscore", "minmax", "none")
+    }
+    assert unit["zscore"] == "intensity (z)"
+    assert "0.1st to 99.9th percentile" in unit["minmax"]
+    assert "scanner units" in unit["none"]

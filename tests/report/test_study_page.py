@@ -52,7 +52,9 @@ def arguments():
         {"scan": ["1", "2", "3"], "subject": ["s1", "s2", "s3"], "age": [60.0, 70.0, 80.0], "sex": ["F", "M", "F"]}
     )
     excluded = pd.DataFrame([{"row": 5, "reason": "no diagnosis"}]).reindex(columns=list(EXCLUDED))
-    volumes = pd.DataFrame({"scan": ["1", "2", "3"], "status": ["ok", "ok", "failed"], "reason": [None, None, "constant"]})
+    volumes = pd.DataFrame(
+        {"scan": ["1", "2", "3"], "status": ["ok", "ok", "failed"], "reason": [None, None, "constant"]}
+    )
     splits = pd.DataFrame(
         {"cohort": ["a", "a", "b", "b"], "subject": ["s1", "s2", "s1", "s2"], "label": [0, 1, 0, 1]}
         | {"split": ["train", "test", "test", "validation"]}
@@ -89,7 +91,7 @@ def test_counts_results_and_cost_are_those_of_the_tables(arguments):
     assert "3.08 kB" in html  # 770 parameters of 4 bytes, per round and client
     assert "a: 1 scan failed: constant" in html
     assert "a: 1 left out: no diagnosis" in html
-    assert "b: one class only" in html
+    assert "AUC of b: one class only" in html
     assert "65.0 (7.1)" in html  # of the two subjects whose scans could be used
     assert "Fraction" not in html
 

@@ -30,7 +30,7 @@ def aggregation_weights(
     panels = figure.subplots(1, len(rules), sharey=True, squeeze=False)[0]
     rounds = rounds.dropna(subset=["weight"])
     clients = [cohort for cohort in cohorts if cohort in set(rounds.loc[rounds["aggregation"].isin(rules), "client"])]
-    drawn = []
+    drawn, tops = [], []
     for axes, rule in zip(panels, rules):
         axes.set_title(shown_name(rule))
         own = rounds[rounds["aggregation"] == rule]
@@ -38,13 +38,11 @@ def aggregation_weights(
             say(axes, f"no rounds of {shown_name(rule)}")
             continue
         drawn.append(axes)
-        _panel(axes, own, clients, styles, scans)
+        tops.append(_panel(axes, own, clients, styles, scans))
     if not drawn:
         return figure
     drawn[0].set_ylabel("contribution weight")
-    top = max(axes.get_ylim()[1] for axes in drawn)
-    for axes in drawn:
-        axes.set_ylim(0, top)
+    drawn[0].set_ylim(0, max(tops))  # the panels share it
     handles = [
         drawn[0].plot([], [], color=styles[c].color, linestyle=styles[c].line, marker=styles[c].marker, label=c)[0]
         for c in clients
@@ -99,5 +97,5 @@ def _panel(axes, own, clients, styles, scans):
     highest = np.nanmax(table.to_numpy())
     if scans:
         highest = max(highest, max(scans[client] for client in clients) / total)
-    axes.set_ylim(0, max(1.08 * highest, 1.3 / len(clients)))
     axes.grid(axis="y")
+    return max(1.08 * highest, 1.3 / len(clients))

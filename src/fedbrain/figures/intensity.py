@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.special import ndtr
 
 from fedbrain.figures.style import PAGE, cohort_styles, say, styled
@@ -17,31 +18,44 @@ from fedbrain.figures.style import PAGE, cohort_styles, say, styled
 BANDWIDTH_Z = 0.04  # standard deviations of a scan's own intensities
 BANDWIDTH_DECADES = 0.01  # on a log10 axis: 2.3 % of the intensity
 BINS = 4096
+NORMALIZED = {  # unit of the axis after normalization, and the bandwidth in it; None: still the scanner's, log axis
+    "encoder": ("z", BANDWIDTH_Z),
+    "zscore": ("z", BANDWIDTH_Z),
+    "minmax": ("share of the range from 0.1st to 99.9th percentile", 0.01),
+    "none": None,
+}
 TAIL = 5e-4  # share of a client's voxels beyond either end of the axis, which may be cut there
 
 _POINTS = 800
 
 
 @styled
-def intensity_profiles(histograms: Mapping[str, pd.DataFrame], cohorts: Sequence[str] | None = None) -> Figure:
+def intensity_profiles(
+    histograms: Mapping[str, pd.DataFrame], cohorts: Sequence[str] | None = None, *, intensity: str = "encoder"
+) -> Figure:
     """Draws each client's intensity profile before and after normalization, side by side.
 
     histograms: for each client a table HISTOGRAM (the rows of all its scans and shards; bins may repeat and differ in
     width). cohorts: all cohorts in the order of the config, for their colours; the keys of ``histograms`` if not given.
+    intensity: name of the normalization, for the axis; a name that NORMALIZED does not have is taken for a z-score.
 
     Before normalization every scanner has a scale of its own and they may differ tenfold, so that axis is logarithmic
     and the density is per decade: a change of scale moves a profile and leaves its shape. Voxels at or below 0 have no
-    place there; where they are more than 1 in 1,000 the legend says how many. After normalization the axis is linear in
-    z. Each axis ends where the outermost 0.05 % of a client's voxels begin.
+    place there; where they are more than 1 in 1,000 the legend says how many. After normalization the axis is linear.
+    Each axis ends where the outermost 0.05 % of a client's voxels begin.
     """
     styles = cohort_styles(list(histograms) if cohorts is None else cohorts)
     figure = Figure(figsize=(PAGE, 3.2))
     before, after = figure.subplots(1, 2)
-    drawn = {}
-    _before(before, _stage(histograms, "before"), styles, drawn)
-    _after(after, _stage(histograms, "after"), styles, drawn)
     before.set_title("before normalization")
     after.set_title("after normalization")
+    drawn = {}
+    _scanner_units(before, _stage(histograms, "before"), styles, drawn)
+    scale = NORMALIZED.get(intensity, NORMALIZED["zscore"])
+    if scale is None:
+        _scanner_units(after, _stage(histograms, "after"), styles, {})
+    else:
+        _normalized(after, _stage(histograms, "after"), styles, drawn, *scale)
     if drawn:
         order = [client for client in styles if client in drawn]
         figure.legend(handles=[drawn[client] for client in order], loc="outside lower center", ncols=min(4, len(order)))
@@ -96,7 +110,7 @@ def _stage(histograms, stage) -> dict:
     return result
 
 
-def _before(axes, bins, styles, drawn):
+def _scanner_units(axes, bins, styles, drawn):
     positive, hidden = {}, {}
     for client, (start, end, count) in bins.items():
         above = start > 0
@@ -104,7 +118,7 @@ def _before(axes, bins, styles, drawn):
         if above.any():
             positive[client] = np.log10(start[above]), np.log10(end[above]), count[above], count.sum()
     if not positive:
-        say(axes, "no voxels counted before normalization")
+        say(axes, f"no voxels counted {axes.get_title(loc='left')}")
         return
     grid = _grid(positive, BANDWIDTH_DECADES)
     for client, (start, end, count, total) in positive.items():
@@ -114,23 +128,30 @@ def _before(axes, bins, styles, drawn):
             line.set_label(f"{client} ({hidden[client]:.1%} of raw voxels ≤ 0)")
         drawn[client] = line
     axes.set_xscale("log")
+    # Plain numbers, as many as fit: the default writes 3 x 10^2 at every mark of a short axis, one over the other.
+    decades = grid[-1] - grid[0]
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 3, 4, 6, 8) if decades < 0.5 else (1, 2, 5) if decades < 1.6 else (1,))
+    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("intensity (scanner units, log axis)")
     axes.set_ylabel("density (per decade)")
     axes.set_xlim(10 ** grid[0], 10 ** grid[-1])
     axes.set_ylim(bottom=0)
 
 
-def _after(axes, bins, styles, drawn):
+def _normalized(axes, bins, styles, drawn, unit, bandwidth):
     if not bins:
-        say(axes, "no voxels counted after normalization")
+        say(axes, f"no voxels counted {axes.get_title(loc='left')}")
         return
     bins = {client: (start, end, count, count.sum()) for client, (start, end, count) in bins.items()}
-    grid = _grid(bins, BANDWIDTH_Z)
+    grid = _grid(bins, bandwidth)
     for client, (start, end, count, total) in bins.items():
-        density = smoothed_density(start, end, count / total, grid, BANDWIDTH_Z)
+        density = smoothed_density(start, end, count / total, grid, bandwidth)
         drawn.setdefault(client, _draw(axes, grid, density, styles[client], client))
-    axes.set_xlabel("intensity (z)")
-    axes.set_ylabel("density (per unit of z)")
+    axes.set_xlabel(f"intensity ({unit})")
+    axes.set_ylabel("density (per unit)")
     axes.set_xlim(grid[0], grid[-1])
     axes.set_ylim(bottom=0)
 

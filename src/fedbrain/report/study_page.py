@@ -11,6 +11,7 @@ from html import escape
 import pandas as pd
 
 NONE = "–"
+SITE_ONLY = ("site_only", "none", "none")  # the baseline among the cells
 
 
 def study_page(
@@ -48,15 +49,18 @@ def study_page(
         "table of the shard. Left out: rows of the scan table that the study does not use.",
         _heading("Main result", "-"),
         _main_result(study, performance),
-        _html(_result_table(performance, list(scans))),
+        _html(_result_table(performance)),
         f"Mean over seeds, with {level} intervals from {study['evaluation']['resamples']:,} bootstrap resamples of test "
         "subjects (all scans of a subject together, stratified by label). The intervals say nothing about other "
         "cohorts, and with few test subjects they are wide. *Pooled* ranks the test subjects of all clients together; "
         "for *local* it mixes the scores of different models. *SD over seeds* is the spread of the pooled AUC over runs.",
+        "AUC by client:",
+        _html(_client_table(performance, list(scans))),
         _heading("Cost", "-"),
         _html(_cost_table(cells, summaries)),
-        "Bytes are counted from what was really sent, per round and client; local and centralized training send "
-        "nothing. Seconds are those of whole runs on the machine at hand, the mean over seeds.",
+        "Bytes are counted from what was really sent, per round and client (the last model goes down once more, to be "
+        "validated); local and centralized training send nothing. Seconds are those of whole runs on the machine at "
+        "hand, the mean over seeds.",
         _heading("Warnings", "-"),
         _html(_list(warnings) if warnings else "<p>None.</p>"),
         _heading("How it was made", "-"),
@@ -183,7 +187,7 @@ def _main_result(study: Mapping, performance: pd.DataFrame) -> str:
     aucs = _rows_of(performance, "auc")
     pooled = {cell: aucs.get((*cell, "pooled")) for cell in _cells_of(performance)}
     known = {cell: row for cell, row in pooled.items() if row is not None and not pd.isna(row["value"])}
-    site = known.pop(("site_only", "none", "none"), None)
+    site = known.pop(SITE_ONLY, None)
     federated = {cell: row for cell, row in known.items() if cell[2] not in ("centralized", "local")}
     sentences = []
     if federated:
@@ -213,26 +217,30 @@ def _main_result(study: Mapping, performance: pd.DataFrame) -> str:
     return " ".join(sentences)
 
 
-def _result_table(performance: pd.DataFrame, cohorts: list[str]) -> str:
+def _result_table(performance: pd.DataFrame) -> str:
     aucs, balanced = _rows_of(performance, "auc"), _rows_of(performance, "balanced_accuracy")
-    header = ["head", "tuning", "aggregation", "seeds", "pooled AUC", "SD over seeds", "pooled bal. accuracy"]
-    header += [f"AUC {cohort}" for cohort in cohorts]
+    header = ["head", "tuning", "aggregation", "seeds", "pooled AUC", "SD over seeds", "pooled balanced accuracy"]
     rows = []
     for cell in _cells_of(performance):
         pooled = aucs.get((*cell, "pooled"))
         spread = NONE if pooled is None or pd.isna(pooled["seed_sd"]) else f"{pooled['seed_sd']:.3f}"
-        names = ["site only", "", ""] if cell[0] == "site_only" else list(cell)
-        rows.append(
-            [
-                *names,
-                NONE if pooled is None or cell[0] == "site_only" else pooled["seeds"],
-                (_interval(pooled),),
-                spread,
-                _interval(balanced.get((*cell, "pooled"))),
-                *(_interval(aucs.get((*cell, cohort))) for cohort in cohorts),
-            ]
-        )
+        seeds = NONE if pooled is None or cell == SITE_ONLY else pooled["seeds"]
+        rows.append([*_shown(cell), seeds, (_interval(pooled),), spread, _interval(balanced.get((*cell, "pooled")))])
     return _table(header, rows, left=3)
+
+
+def _client_table(performance: pd.DataFrame, cohorts: list[str]) -> str:
+    aucs = _rows_of(performance, "auc")
+    rows = [
+        [*_shown(cell), *(_interval(aucs.get((*cell, cohort))) for cohort in cohorts)]
+        for cell in _cells_of(performance)
+        if cell != SITE_ONLY  # one score for a whole cohort ranks nobody within it
+    ]
+    return _table(["head", "tuning", "aggregation", *cohorts], rows, left=3)
+
+
+def _shown(cell: tuple[str, str, str]) -> list[str]:
+    return ["site only", "", ""] if cell == SITE_ONLY else list(cell)
 
 
 def _bytes(count: float) -> str:
@@ -281,8 +289,8 @@ def _warnings(study, phantoms, excluded, volumes, performance, summaries) -> lis
         for reason, count in table["reason"].value_counts().items():
             warnings.append(f"{cohort}: {count} left out: {reason}")
     notes = performance.dropna(subset=["note"])
-    notes = notes[notes["metric"] == "auc"].drop_duplicates(["client", "note"])
-    warnings += [f"{row.client}: {row.note}" for row in notes.itertuples()]
+    notes = notes[(notes["metric"] == "auc") & (notes["head"] != SITE_ONLY[0])].drop_duplicates(["client", "note"])
+    warnings += [f"AUC of {row.client}: {row.note}" for row in notes.itertuples()]
     for text in dict.fromkeys(text for summary in summaries for text in summary["warnings"]):
         warnings.append(text)
     devices = {summary["device"] for summary in summaries}
@@ -305,4 +313,3 @@ def _method_table(study: Mapping, summaries: Sequence[Mapping]) -> str:
     if summaries:
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in summaries[0]["versions"].items())
     return _table(["", ""], list(facts.items()), left=2)
-
