@@ -11,6 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 demo: $(BIN)/.study
 	snakemake --cores $(CORES)
+	@echo "The report: $(CURDIR)/results/report.html"
 
 test: $(BIN)/.test test-packages
 	pytest
