@@ -4,12 +4,13 @@ from pathlib import Path
 
 from fedbrain.cohorts.intake import scan_id
 from fedbrain.cohorts.phantom import plan_cohort, write_cohort
-from fedbrain.devices import set_threads
+from fedbrain.devices import keep_freed_memory, set_threads
 from fedbrain.logs import log_to
 from fedbrain.tables import MANIFEST, read_table, write_table
 
 log_to(snakemake.log[0])
 set_threads(snakemake.threads)
+keep_freed_memory()
 cohort = snakemake.wildcards.cohort
 options, seed = snakemake.params.options, snakemake.params.seed
 folder = Path(snakemake.output.table).parent

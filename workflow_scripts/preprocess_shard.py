@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from fedbrain.devices import pick_device, set_threads
+from fedbrain.devices import keep_freed_memory, pick_device, set_threads
 from fedbrain.logs import log_to
 
 log_to(snakemake.log[0])
 set_threads(snakemake.threads)  # before antspyx is imported, which reads the number once
+keep_freed_memory()
 
 from fedbrain.imaging.shard import preprocess_shard  # noqa: E402
 from fedbrain.tables import MANIFEST, read_table, write_table  # noqa: E402

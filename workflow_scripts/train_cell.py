@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from fedbrain.devices import pick_device, set_threads
+from fedbrain.devices import keep_freed_memory, pick_device, set_threads
 from fedbrain.logs import log_to
 
 log_to(snakemake.log[0])
 set_threads(snakemake.threads)
+keep_freed_memory()
 
 from fedbrain.federated.cell import train_cell  # noqa: E402
 from fedbrain.federated.data import load_clients  # noqa: E402
