@@ -36,6 +36,8 @@ CELLS = study.cells(STUDY)
 ENCODER = STUDY["encoder"]["name"]
 CUT = "output"  # what is cached: the output of the whole, frozen encoder
 ENVIRONMENT = "../envs/fedbrain.yaml"
+RUN = "results/runs/{head}/{tuning}/{aggregation}/seed-{seed}"
+WEIGHTED = ("fedce", "rate_my_lora")  # the rules whose contribution weights change from round to round
 
 
 wildcard_constraints:
@@ -86,6 +88,46 @@ def scans_in(cohort, shard):
 
 
 SCANS = sum(INDEX[cohort]["included"] for cohort in COHORTS)
+
+
+def simulated(wildcards):
+    """The phantoms that a shard waits for; none for scans that are there already."""
+    if "phantom" in STUDY["cohorts"][wildcards.cohort]:
+        return [f"results/phantoms/{wildcards.cohort}/shard-{wildcards.shard}.tsv"]
+    return []
+
+
+def cell_code(wildcards):
+    """The code of one cell: the engine, and the head, tuning and aggregation that the cell names."""
+    modules = [registry.module_of("head", wildcards.head), registry.module_of("tuning", wildcards.tuning)]
+    if wildcards.aggregation not in registry.REFERENCES:
+        modules.append(registry.module_of("aggregation", wildcards.aggregation))
+    return code("train_cell.py", *modules)
+
+
+def models(aggregations=None):
+    """Head and tuning of the cells, as they stand in file names; of those with certain aggregations only."""
+    return dict.fromkeys(
+        f"{cell.head}-{cell.tuning}" for cell in CELLS if aggregations is None or cell.aggregation in aggregations
+    )
+
+
+def weighted_runs(wildcards):
+    """Cells and seeds of one head and tuning whose contribution weights change from round to round."""
+    return [
+        (cell, seed)
+        for cell, seeds in CELLS.items()
+        if (cell.head, cell.tuning) == (wildcards.head, wildcards.tuning) and cell.aggregation in WEIGHTED
+        for seed in seeds
+    ]
+
+
+def figure_files():
+    """The figures of this study."""
+    names = ["auc_by_head", "intensity_profiles"]
+    names += [f"auc_by_client-{model}" for model in models()]
+    names += [f"aggregation_weights-{model}" for model in models(WEIGHTED)]
+    return [f"results/figures/{name}.svg" for name in names]
 
 
 def make_report():

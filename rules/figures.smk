@@ -1,32 +1,5 @@
 # One rule per figure: SVG for the report, PNG for slides.
 
-WEIGHTED = ("fedce", "rate_my_lora")  # the rules whose contribution weights change from round to round
-
-
-def models(aggregations=None):
-    """Head and tuning of the cells, as they stand in file names; of those with certain aggregations only."""
-    return dict.fromkeys(
-        f"{cell.head}-{cell.tuning}" for cell in CELLS if aggregations is None or cell.aggregation in aggregations
-    )
-
-
-def weighted_runs(wildcards):
-    """Cells and seeds of one head and tuning whose contribution weights change from round to round."""
-    return [
-        (cell, seed)
-        for cell, seeds in CELLS.items()
-        if (cell.head, cell.tuning) == (wildcards.head, wildcards.tuning) and cell.aggregation in WEIGHTED
-        for seed in seeds
-    ]
-
-
-def figure_files():
-    """The figures of this study."""
-    names = ["auc_by_head", "intensity_profiles"]
-    names += [f"auc_by_client-{model}" for model in models()]
-    names += [f"aggregation_weights-{model}" for model in models(WEIGHTED)]
-    return [f"results/figures/{name}.svg" for name in names]
-
 
 rule plot_auc_by_head:
     input:

@@ -1,13 +1,6 @@
 # From heads to normalized brain volumes in MNI space, a shard of scans per job.
 
 
-def simulated(wildcards):
-    """The phantoms that a shard waits for; none for scans that are there already."""
-    if "phantom" in STUDY["cohorts"][wildcards.cohort]:
-        return [f"results/phantoms/{wildcards.cohort}/shard-{wildcards.shard}.tsv"]
-    return []
-
-
 # The volumes themselves are no declared outputs: Snakemake deletes those before a job starts, and a shard keeps the
 # volumes of all scans that have not changed. The table, written last, stands for them.
 rule preprocess_shard:

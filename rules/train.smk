@@ -1,15 +1,5 @@
 # The federated grid: one job per cell and seed.
 
-RUN = "results/runs/{head}/{tuning}/{aggregation}/seed-{seed}"
-
-
-def cell_code(wildcards):
-    """The code of one cell: the engine, and the head, tuning and aggregation that the cell names."""
-    modules = [registry.module_of("head", wildcards.head), registry.module_of("tuning", wildcards.tuning)]
-    if wildcards.aggregation not in registry.REFERENCES:
-        modules.append(registry.module_of("aggregation", wildcards.aggregation))
-    return code("train_cell.py", *modules)
-
 
 rule train_cell:
     input:

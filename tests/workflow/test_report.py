@@ -65,10 +65,10 @@ def test_every_figure_is_visible(page, study):
         page.get_by_text(category, exact=True).first.click()
         page.wait_for_timeout(300)
         # A label with two values is a switch; both positions are looked at.
-        switches = page.locator("input[type=checkbox]")
-        for position in range(2 if switches.count() else 1):
-            if position:
-                switches.first.evaluate("node => node.click()")
+        switches = page.locator("fieldset label")
+        for position in range(max(switches.count(), 1)):
+            if switches.count():
+                switches.nth(position).click()
                 page.wait_for_timeout(300)
             rows = page.locator("table.table-auto tbody tr")
             for index in range(rows.count()):
