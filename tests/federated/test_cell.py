@@ -130,6 +130,53 @@ def test_a_killed_cell_goes_on_from_its_checkpoint(clients, tmp_path, monkeypatc
         assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+def exchange_sides(client):
+    """The first training scan and the first test scan change places; all counts stay."""
+
+    def with_first(part, other):
+        firsts = {
+            name: getattr(other, name)[:1] + getattr(part, name)[1:] for name in ("subjects", "sessions", "scans")
+        }
+        tensors = {name: torch.cat([getattr(other, name)[:1], getattr(part, name)[1:]]) for name in "xy"}
+        return replace(part, **tensors, **firsts)
+
+    return replace(client, train=with_first(client.train, client.test), test=with_first(client.test, client.train))
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "rounds"),
+    [
+        (lambda client: client, {}, [2, 3]),
+        (exchange_sides, {}, [1, 2, 3]),
+        (lambda client: replace(client, train=replace(client.train, y=1 - client.train.y)), {}, [1, 2, 3]),
+        (lambda client: replace(client, origin=client.origin | {"encoder": "other"}), {}, [1, 2, 3]),
+        (lambda client: replace(client, fingerprint="other"), {}, [1, 2, 3]),
+        (lambda client: client, {"code": "two"}, [1, 2, 3]),
+        (lambda client: client, {"seed": 2}, [1, 2, 3]),
+    ],
+    ids=["nothing", "sides", "labels", "encoder", "volumes", "code", "seed"],
+)
+def test_a_checkpoint_is_used_only_where_nothing_has_changed(clients, tmp_path, monkeypatch, change, options, rounds):
+    from fedbrain.federated import apps
+
+    real, calls, drawn = apps.train, [], []
+
+    def counted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("killed")
+        return real(*arguments)
+
+    monkeypatch.setattr(apps, "train", counted)
+    with pytest.raises(ClientFailure, match="killed"):
+        run(clients, tmp_path, "fedavg", code="one")
+
+    generator = apps.round_generator
+    monkeypatch.setattr(apps, "round_generator", lambda *keys: drawn.append(keys[1:]) or generator(*keys))
+    run(clients | {"B": change(clients["B"])}, tmp_path, "fedavg", **({"code": "one"} | options))
+    assert drawn == [(name, number) for number in rounds for name in "AB"]
+
+
 @pytest.mark.parametrize("aggregation", ["fedce", "rate_my_lora", "local", "centralized"])
 def test_odd_clients_are_words_in_the_summary_and_no_crash(tmp_path, aggregation):
     clients = {

@@ -55,6 +55,7 @@ def train_cell(
     seed: int = 0,
     folder: str | Path,
     device: str = "cpu",
+    code: str = "",
 ) -> dict:
     """Trains one cell and writes its results into ``folder``; returns the summary.
 
@@ -62,9 +63,11 @@ def train_cell(
     the best round), ``model.safetensors`` (that model; for ``local`` each client's, names prefixed ``{client}/``) and
     ``summary.json``. Nothing of the test scans has any part in training or in the choice of the round.
 
-    A federated run keeps a checkpoint in ``folder`` while it lasts and goes on from it when it was killed. Clients without
-    training scans do not train; a model from the others is still applied to their test scans. Same inputs, seed and machine
-    give the same bytes in all but the measured seconds and memory.
+    A federated run keeps a checkpoint in ``folder`` while it lasts and goes on from it when it was killed, provided that
+    nothing has changed: options, seed, each client's scans, their sides, labels and embeddings, versions, and ``code``, a
+    digest of the code that trains (left out: changes of the code are not noticed). Clients without training scans do not
+    train; a model from the others is still applied to their test scans. Same inputs, seed and machine give the same bytes
+    in all but the measured seconds and memory.
 
     Raises StudyError for unknown names or options and where no client has training scans; ClientFailure if a client fails.
     """
@@ -103,7 +106,7 @@ def train_cell(
         trained = _train_centralized(resident, build_model, options, seed, device)
     else:
         identity = digest(
-            [inputs, versions("torch"), [(c.name, c.fingerprint, *map(len, _sides(c))) for c in members.values()]]
+            [inputs, code, versions("torch"), [_identity(client) for _, client in sorted(clients.items())]]
         )
         trained = _train_federated(
             resident, members, build_model, sharing, rule, options, seed, device, folder, identity
@@ -243,6 +246,13 @@ def _be_repeatable(device: str) -> None:
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def _identity(client: ClientData) -> dict:
+    """What a checkpoint's run learned from, and from whom: with other sides it would have seen what is now tested."""
+    sides = {side: {"scans": part.scans, "labels": part.y.tolist()} for side, part in zip(SIDES, _sides(client))}
+    origin = {"fingerprint": client.fingerprint, "origin": dict(client.origin)}
+    return {"name": client.name} | origin | sides
 
 
 def _sides(client: ClientData):
