@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from small_clients import make_client
 
 from fedbrain.errors import StudyError
-from fedbrain.federated.cell import train_cell
+from fedbrain.federated.cell import _be_repeatable, train_cell
 from fedbrain.federated.rounds import ClientFailure
 from fedbrain.registry import REFERENCES, names
 from fedbrain.tables import PREDICTIONS, ROUNDS, read_table
@@ -234,3 +234,17 @@ def test_the_convolutional_heads_federate(head, tmp_path):
     }
     summary = run(clients, tmp_path, "fedavg", head=head, training={"rounds": 1})
     assert summary["bytes_up"] == 2 * 4 * summary["parameters"]["trainable"]
+
+
+def test_float32_on_a_gpu_is_not_tf32(monkeypatch):
+    for flags in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        monkeypatch.setattr(flags, "allow_tf32", True)
+    for flag in ("benchmark", "deterministic"):
+        monkeypatch.setattr(torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)  # needs no GPU
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    _be_repeatable("cpu")
+    assert torch.backends.cudnn.allow_tf32
+    _be_repeatable("cuda")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -200,3 +200,16 @@ def test_what_is_no_file_of_embeddings_is_refused(tmp_path):
     for name in ("a.safetensors", "b.safetensors"):
         with pytest.raises(StudyError, match=rf"{name}: not a readable file of embeddings"):
             read_embeddings(tmp_path / name)
+
+
+def test_float32_on_a_gpu_is_not_tf32(table, folder, monkeypatch):
+    for flags in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        monkeypatch.setattr(flags, "allow_tf32", True)
+    embed(table, folder, name="cpu.safetensors")
+    assert torch.backends.cudnn.allow_tf32
+
+    monkeypatch.setattr(nn.Module, "to", lambda self, device: self)  # needs no GPU
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self)
+    embed(table, folder, device="cuda")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -240,11 +240,14 @@ def _write_model(trained: Trained, path: Path, *, local: bool) -> None:
 
 
 def _be_repeatable(device: str) -> None:
-    """Same seed, same GPU: same bits, as far as cuDNN and cuBLAS offer it."""
+    """Same seed, same GPU: same bits, as far as cuDNN and cuBLAS offer it; another device: the same within float32."""
     if torch.device(device).type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
+        # cuDNN rounds float32 inputs to TF32 (10 bits of mantissa) by default; the CPU and our documents mean float32.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
         torch.cuda.reset_peak_memory_stats(device)
 
 

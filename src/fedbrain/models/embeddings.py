@@ -189,6 +189,10 @@ def _read_volume(folder: str | Path, scan: _Scan) -> Tensor:
 
 @torch.inference_mode()
 def _embed(network: torch.nn.Module, volumes: Sequence[Tensor], device: str, autocast: bool) -> Tensor:
+    if torch.device(device).type == "cuda":
+        # cuDNN rounds float32 inputs to TF32 (10 bits of mantissa) by default: "float32" would mean less than on the CPU.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     batch = torch.stack(list(volumes))[:, None].to(device)  # (B, 1, 128, 128, 128)
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
         return network(batch).float().cpu()  # (B, 384, 8, 8, 8)
