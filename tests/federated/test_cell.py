@@ -236,15 +236,24 @@ def test_the_convolutional_heads_federate(head, tmp_path):
     assert summary["bytes_up"] == 2 * 4 * summary["parameters"]["trainable"]
 
 
-def test_float32_on_a_gpu_is_not_tf32(monkeypatch):
-    for flags in (torch.backends.cudnn, torch.backends.cuda.matmul):
-        monkeypatch.setattr(flags, "allow_tf32", True)
+@pytest.fixture
+def tf32_allowed():
+    """Both flags on, and as they were afterwards; monkeypatch cannot put back torch's."""
+    flags = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [flag.allow_tf32 for flag in flags]
+    for flag in flags:
+        flag.allow_tf32 = True
+    yield flags
+    for flag, value in zip(flags, before):
+        flag.allow_tf32 = value
+
+
+def test_float32_on_a_gpu_is_not_tf32(tf32_allowed, monkeypatch):
     for flag in ("benchmark", "deterministic"):
         monkeypatch.setattr(torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)  # needs no GPU
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     _be_repeatable("cpu")
-    assert torch.backends.cudnn.allow_tf32
+    assert [flag.allow_tf32 for flag in tf32_allowed] == [True, True]
     _be_repeatable("cuda")
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32
+    assert [flag.allow_tf32 for flag in tf32_allowed] == [False, False]

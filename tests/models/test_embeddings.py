@@ -202,14 +202,23 @@ def test_what_is_no_file_of_embeddings_is_refused(tmp_path):
             read_embeddings(tmp_path / name)
 
 
-def test_float32_on_a_gpu_is_not_tf32(table, folder, monkeypatch):
-    for flags in (torch.backends.cudnn, torch.backends.cuda.matmul):
-        monkeypatch.setattr(flags, "allow_tf32", True)
+@pytest.fixture
+def tf32_allowed():
+    """Both flags on, and as they were afterwards; monkeypatch cannot put back torch's."""
+    flags = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [flag.allow_tf32 for flag in flags]
+    for flag in flags:
+        flag.allow_tf32 = True
+    yield flags
+    for flag, value in zip(flags, before):
+        flag.allow_tf32 = value
+
+
+def test_float32_on_a_gpu_is_not_tf32(tf32_allowed, table, folder, monkeypatch):
     embed(table, folder, name="cpu.safetensors")
-    assert torch.backends.cudnn.allow_tf32
+    assert [flag.allow_tf32 for flag in tf32_allowed] == [True, True]
 
     monkeypatch.setattr(nn.Module, "to", lambda self, device: self)  # needs no GPU
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self)
     embed(table, folder, device="cuda")
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32
+    assert [flag.allow_tf32 for flag in tf32_allowed] == [False, False]
