@@ -31,7 +31,7 @@ def splits():
     )
     test = predictions()[["cohort", "subject", "label"]].assign(split="test")
     frame = pd.concat([frame.assign(subject=[f"t{i}" for i in range(len(frame))]), test])
-    return frame.assign(person=frame["subject"])[list(SPLITS)].astype(SPLITS)
+    return frame.assign(person=frame["cohort"] + "/" + frame["subject"])[list(SPLITS)].astype(SPLITS)
 
 
 def row(table, client, metric="auc", **cell):
@@ -117,6 +117,47 @@ def test_the_scans_of_a_subject_move_together():
         for frame in (once, twice)
     ]
     pd.testing.assert_frame_equal(*tables)
+
+
+def linked(splits, south, north):
+    """The split with one subject of south being a person of north."""
+    same = (splits["cohort"] == "south") & (splits["subject"] == south)
+    assert same.sum() == 1
+    return splits.assign(person=splits["person"].mask(same, north))
+
+
+def test_a_person_in_two_cohorts_is_one_subject_of_the_pool_and_one_of_each_client():
+    frame = predictions()
+    apart, one, cases = (
+        performance({FEDAVG: {0: frame}}, clients=CLIENTS, resamples=200, splits=table)
+        for table in (splits(), linked(splits(), "003", "north/003"), linked(splits(), "008", "north/013"))
+    )
+    counts = ["subjects", "positives", "negatives"]
+    assert row(apart, "pooled", head="linear")[counts].tolist() == [40, 17, 23]
+    assert row(one, "pooled", head="linear")[counts].tolist() == [39, 17, 22]
+    assert row(cases, "pooled", head="linear")[counts].tolist() == [39, 16, 23]
+    for client, expected in (("north", [20, 8, 12]), ("south", [15, 9, 6])):
+        assert row(one, client, head="linear")[counts].tolist() == expected
+    values = ["value", "seeds", "note"]  # the scans are what they were
+    pd.testing.assert_frame_equal(one[values], apart[values])
+
+
+def test_scans_of_a_person_in_two_cohorts_move_together_in_the_pool():
+    """South repeats north: linked, the pooled interval is north's own; taken for further subjects, it is narrower."""
+    north = predictions().query("cohort == 'north'")
+    frame = pd.concat([north, north.assign(cohort="south")])
+    own = frame[["cohort", "subject", "label"]].assign(split="test", person="north/" + frame["subject"])
+    own = own[list(SPLITS)].astype(SPLITS)
+    found = performance({FEDAVG: {0: frame}}, clients=["north", "south"], resamples=500, splits=own)
+    columns = ["value", "low", "high", "subjects", "positives", "negatives"]
+    pooled, alone = (row(found, client, head="linear")[columns].tolist() for client in ("pooled", "north"))
+    assert pooled == pytest.approx(alone)
+    unlinked = performance({FEDAVG: {0: frame}}, clients=["north", "south"], resamples=500)
+    wide, narrow = (row(table, "pooled", head="linear") for table in (found, unlinked))
+    assert narrow["high"] - narrow["low"] < 0.9 * (wide["high"] - wide["low"])
+    without = own.assign(person=own["person"].mask(own["cohort"] == "south"))  # n/a: a person of its own
+    table = performance({FEDAVG: {0: frame}}, clients=["north", "south"], resamples=500, splits=without)
+    assert row(table, "pooled", head="linear")[columns].tolist() == narrow[columns].tolist()
 
 
 def test_one_case_and_complete_separation_are_noted():

@@ -31,12 +31,13 @@ def performance(
 
     predictions: for each cell (head, tuning, aggregation) and training seed a table PREDICTIONS of the test scans.
     clients: the cohorts in the order of the config; each gets its rows, also where there is nothing to compute.
-    splits: table SPLITS; where given, the site-only baseline (:mod:`fedbrain.evaluation.baseline`) is added as a cell,
-    scored on the test scans of the first cell.
+    splits: table SPLITS; where given, subjects that are one person (one id or one image in two cohorts) are one unit of
+    the bootstrap, and the site-only baseline (:mod:`fedbrain.evaluation.baseline`) is added as a cell, scored on the test
+    scans of the first cell. Without it every subject of every cohort is a unit of its own.
 
     Returns a table PERFORMANCE with the metrics of :data:`fedbrain.evaluation.metrics.METRICS`: value is the mean over
     seeds, low and high its interval over subjects, seed_sd the standard deviation over seeds; subjects, positives and
-    negatives count test subjects (positive: any positive scan). A missing value has a note that says why; a value that
+    negatives count the units that are drawn: test subjects, a person once (positive: any positive scan). A missing value has a note that says why; a value that
     is easily misread has one, too.
     Raises StudyError where the seeds of a cell were not tested on the same scans, a scan stands twice in a table, or a
     cohort is not among the clients.
@@ -49,9 +50,12 @@ def performance(
     if splits is not None and cells:
         first = next(iter(next(iter(cells.values())).values()))
         cells[CELL] = {0: site_only(splits, first)}
+    persons = {} if splits is None else _persons(splits)
     rows = []
     for cell, by_seed in cells.items():
         scans, scores = _aligned(cell, by_seed, clients)  # scores (seeds, N)
+        subjects = scans["cohort"] + "/" + scans["subject"]  # the same id in two cohorts is two subjects
+        scans = scans.assign(person=[persons.get(subject, subject) for subject in subjects])
         for client in (*clients, POOLED):
             chosen = np.ones(len(scans), bool) if client == POOLED else (scans["cohort"] == client).to_numpy(bool)
             rows += _client_rows(
@@ -67,12 +71,17 @@ def performance(
     return pd.DataFrame(rows, columns=list(PERFORMANCE)).astype(PERFORMANCE)
 
 
+def _persons(splits: pd.DataFrame) -> dict[str, str]:
+    """The person of each ``cohort/subject``; a row without one stands for its own subject, as in the split's check."""
+    subjects = splits["cohort"].astype("string") + "/" + splits["subject"].astype("string")
+    return dict(zip(subjects, splits["person"].astype("string").fillna(subjects)))
+
+
 def _client_rows(cell: Cell, client: str, scans: pd.DataFrame, scores: np.ndarray, **options) -> list[dict]:
     labels = scans["label"].to_numpy(int)
-    # The same id in two cohorts is two subjects.
-    subjects = (scans["cohort"] + "\t" + scans["subject"]).to_numpy(str)
-    people, positives = len(np.unique(subjects)), len(np.unique(subjects[labels == 1]))
-    results = intervals(METRICS, labels, scores, subjects, **options) if people else {}
+    persons = scans["person"].to_numpy(str)
+    people, positives = len(np.unique(persons)), len(np.unique(persons[labels == 1]))
+    results = intervals(METRICS, labels, scores, persons, **options) if people else {}
     rows = []
     for metric in METRICS:
         value, low, high, seed_sd = results.get(metric, (np.nan,) * 4)
