@@ -92,6 +92,23 @@ def test_test_scans_have_no_part_in_anything_but_the_predictions(clients, tmp_pa
     pd.testing.assert_frame_equal(*(table.drop(columns="label") for table in tables), check_exact=True)
 
 
+@pytest.mark.parametrize("aggregation", ["fedavg", "local", "centralized"])
+def test_training_is_not_even_given_the_test_scans(clients, tmp_path, monkeypatch, aggregation):
+    from fedbrain.federated import cell
+
+    given = []
+
+    def noted(data, device):
+        given.append(len(data.test))
+        return moved(data, device)
+
+    moved = cell.ClientData.to
+    monkeypatch.setattr(cell.ClientData, "to", noted)
+    run(clients, tmp_path, aggregation)
+    assert given
+    assert set(given) == {0}
+
+
 def test_one_client_alone_is_a_federation_of_one(clients, tmp_path):
     only = {"B": clients["B"]}
     run(only, tmp_path / "local", "local")

@@ -79,6 +79,20 @@ def test_the_order_of_shards_does_not_matter(study):
     assert a.fingerprint == b.fingerprint
 
 
+def test_shards_without_scans_change_nothing(study):
+    empty = write_shard(study["folder"] / "2.safetensors", [], [])
+    a, b = load(study), load(study, [empty, study["shards"][0], empty, study["shards"][1], empty])
+    for side in ("train", "validation", "test"):
+        assert torch.equal(getattr(a, side).x, getattr(b, side).x)
+
+
+def test_a_side_holds_its_own_scans_and_not_the_cohort(study):
+    client = load(study)
+    bytes_of_a_scan = 2 * 384 * 8**3
+    for side, scans in (("train", 3), ("validation", 1), ("test", 1)):
+        assert getattr(client, side).x.untyped_storage().nbytes() == scans * bytes_of_a_scan
+
+
 def test_shards_of_two_encoders_are_refused(study):
     scan = "sub-04"
     other = write_shard(study["folder"] / "2.safetensors", [scan], [4], weights="sam_med3d_turbo.pth 123")

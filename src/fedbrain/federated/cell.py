@@ -98,22 +98,20 @@ def train_cell(
     }
     logger.info("cell %s/%s/%s, seed %d, %d clients, on %s", *cell.values(), seed, len(training_clients), device)
 
-    resident = {name: client.to(device) for name, client in sorted(clients.items())}
-    members = {name: resident[name] for name in sorted(training_clients)}
-    if aggregation == "local":
-        trained = _train_local(members, build_model, options, seed, device)
-    elif aggregation == "centralized":
-        trained = _train_centralized(resident, build_model, options, seed, device)
+    clients = dict(sorted(clients.items()))
+    seen = {name: client.without_test() for name, client in clients.items()}
+    if aggregation == "centralized":
+        trained = _train_centralized(seen, build_model, options, seed, device)
+    elif aggregation == "local":
+        trained = _train_local(_members(seen, device), build_model, options, seed, device)
     else:
-        identity = digest(
-            [inputs, code, versions("torch"), [_identity(client) for _, client in sorted(clients.items())]]
-        )
+        identity = digest([inputs, code, versions("torch"), [_identity(client) for client in clients.values()]])
         trained = _train_federated(
-            resident, members, build_model, sharing, rule, options, seed, device, folder, identity
+            clients, _members(seen, device), build_model, sharing, rule, options, seed, device, folder, identity
         )
 
     write_table(pd.DataFrame(trained.rows, columns=list(ROUNDS)).astype(ROUNDS), folder / "rounds.tsv")
-    write_table(predict(resident, trained.models, build_model, device), folder / "predictions.tsv")
+    write_table(predict(clients, trained.models, build_model, device), folder / "predictions.tsv")
     _write_model(trained, folder / "model.safetensors", local=aggregation == "local")
     summary = inputs | {
         "best_round": dict(trained.best_round),
@@ -126,7 +124,7 @@ def train_cell(
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
         "weights": next(iter(clients.values())).origin.get("weights"),
         "encoder": next(iter(clients.values())).origin.get("encoder"),
-        "clients": {name: _counts(client) for name, client in sorted(clients.items())},
+        "clients": {name: _counts(client) for name, client in clients.items()},
         "warnings": _warnings(clients, aggregation),
         "versions": versions("torch", "flwr", "numpy", "safetensors"),
     }
@@ -148,8 +146,9 @@ def predict(
         if name not in models or not len(client.test):
             continue
         model.load_state_dict({key: torch.as_tensor(array) for key, array in models[name].items()}, strict=False)
+        scores = evaluate(model, client.test.to(device)).scores
         part = {"cohort": name, "subject": client.test.subjects, "session": client.test.sessions}
-        part |= {"label": client.test.y.cpu().numpy(), "score": evaluate(model, client.test).scores}
+        part |= {"label": client.test.y.cpu().numpy(), "score": scores}
         parts.append(pd.DataFrame(part))
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(PREDICTIONS))
     return table.astype(PREDICTIONS)
@@ -183,6 +182,11 @@ def _train_federated(clients, members, build_model, sharing, rule, options, seed
     return Trained(models, {"global": result.best_round}, {"global": result.reason}, result.rows)
 
 
+def _members(clients: Mapping[str, ClientData], device: str) -> dict[str, ClientData]:
+    """The clients that train, resident on ``device``."""
+    return {name: client.to(device) for name, client in clients.items() if len(client.train)}
+
+
 def _train_local(members, build_model, options, seed, device) -> Trained:
     """Each client alone, its best round by its own validation scans."""
     models, best_round, reason, rows = {}, {}, {}, []
@@ -194,8 +198,8 @@ def _train_local(members, build_model, options, seed, device) -> Trained:
 
 
 def _train_centralized(clients, build_model, options, seed, device) -> Trained:
-    """All scans as one client."""
-    pooled = pool_clients(list(clients.values()))
+    """All scans as one client; on the CPU the copies of the pooled ones are what this needs beyond the other cells."""
+    pooled = pool_clients(list(clients.values())).to(device)
     tensors, best_round, reason, rows = _train_one(pooled, build_model, options, seed, device)
     return Trained(dict.fromkeys(clients, tensors), {pooled.name: best_round}, {pooled.name: reason}, rows)
 

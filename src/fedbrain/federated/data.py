@@ -68,9 +68,13 @@ class ClientData:
         """The same client with its scans resident on ``device``."""
         return replace(self, **{side: getattr(self, side).to(device) for side in SIDES})
 
+    def without_test(self) -> "ClientData":
+        """The same client without its test scans: all that training may see."""
+        return replace(self, test=Samples(self.test.x[:0], self.test.y[:0], (), (), ()))
+
 
 def pool_clients(clients: Sequence[ClientData], name: str = "pooled") -> ClientData:
-    """All clients as one, as if the scans had been collected in one place."""
+    """All clients as one, as if the scans had been collected in one place; their embeddings are copied."""
     sides = {side: pool([getattr(client, side) for client in clients]) for side in SIDES}
     return ClientData(
         name,
@@ -111,11 +115,11 @@ def _load_client(cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.
     # Here and not above: whoever only trains on samples needs neither the encoder nor a reader of volumes.
     from fedbrain.models.embeddings import read_embeddings
 
-    ids, tensors, keys, origins = [], [], [], set()
+    ids, keys, origins, shape = [], [], set(), ()
     for shard in shards:
         names, tensor, metadata = read_embeddings(shard)
         ids += names
-        tensors.append(tensor)
+        shape = tensor.shape[1:] if names else shape
         keys.append(metadata["keys"])
         origins.add((metadata["encoder"], metadata["weights"]))
     if not ids:
@@ -136,12 +140,21 @@ def _load_client(cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.
                 f"cohort {cohort}: {count} scan(s) with an embedding are not in {source}; run again from there"
             )
 
-    x = torch.cat([tensor for tensor in tensors if len(tensor)])
+    by_side = {side: table[table["split"] == side].sort_values("scan") for side in SIDES}
+    embeddings = {side: torch.empty((len(rows), *shape), dtype=torch.float16) for side, rows in by_side.items()}
+    # Filled shard by shard, each read a second time: a cohort's embeddings never lie in memory twice.
+    start = 0
+    for shard in shards:
+        names, tensor, _ = read_embeddings(shard)
+        for side, rows in by_side.items():
+            source = torch.as_tensor(rows.index.to_numpy(copy=True)) - start  # the rows within this shard
+            here = (source >= 0) & (source < len(names))
+            embeddings[side][here] = tensor[source[here]]
+        start += len(names)
     sides = {}
-    for side in SIDES:
-        rows = table[table["split"] == side].sort_values("scan")
+    for side, rows in by_side.items():
         sides[side] = Samples(
-            x[torch.as_tensor(rows.index.to_numpy(copy=True))],
+            embeddings[side],
             torch.as_tensor(rows["label"].to_numpy(dtype="int64")),
             tuple(rows["subject"]),
             tuple(None if pd.isna(session) else session for session in rows["session"]),

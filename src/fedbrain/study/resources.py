@@ -1,10 +1,8 @@
 """Memory and run time that a job asks of the scheduler: functions of its work, and of the attempt.
 
-The figures were measured on the phantom study and on real heads at 1 mm (docs/scaling.md) and carry a margin; a job
+The figures were measured on the phantom study and on real heads at 1 mm and carry a margin; a job
 that was killed for memory or time is tried again with twice as much.
 """
-
-from collections.abc import Callable
 
 TRAINING_MEGABYTES = {"linear": 1500, "conv_s": 2000, "conv_l": 3000}
 EMBEDDING_MEGABYTES = 0.4  # one scan: 384 x 8 x 8 x 8 values of 2 bytes
@@ -37,10 +35,12 @@ def embed_minutes(scans: int, attempt: int) -> int:
 
 
 def train_memory(scans: int, head: str, attempt: int) -> int:
-    """MB: the head with its gradients and optimizer, and all embeddings, held once."""
-    return doubling(
-        TRAINING_MEGABYTES.get(head, max(TRAINING_MEGABYTES.values())) + EMBEDDING_MEGABYTES * scans, attempt
-    )
+    """MB: the head with its gradients and optimizer, and all embeddings twice: ``centralized`` pools copies of them.
+
+    Federated cells and ``local`` hold them once.
+    """
+    base = TRAINING_MEGABYTES.get(head, max(TRAINING_MEGABYTES.values()))
+    return doubling(base + 2 * EMBEDDING_MEGABYTES * scans, attempt)
 
 
 def train_minutes(scans: int, rounds: int, local_epochs: int, head: str, attempt: int) -> int:
@@ -57,8 +57,3 @@ def evaluate_memory(cells: int, attempt: int) -> int:
 def evaluate_minutes(cells: int, attempt: int) -> int:
     """Minutes: a few seconds a cell."""
     return doubling(5 + 0.25 * cells, attempt)
-
-
-def of_attempt(function: Callable[..., int], *fixed) -> Callable:
-    """``function`` with all but its last argument given, in the form that Snakemake calls: (wildcards, attempt)."""
-    return lambda wildcards, attempt: function(*fixed, attempt)
