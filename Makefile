@@ -11,6 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 demo: $(BIN)/.study
 	snakemake --cores $(CORES)
+	@test -f results/report.html || snakemake --report results/report.html --quiet all
 	@echo "The report: $(CURDIR)/results/report.html"
 
 test: $(BIN)/.test test-packages
@@ -42,5 +43,4 @@ test-packages:
 	fi || echo "Slurm or Chromium could not be installed; their tests will be skipped"
 
 clean:
-	rm -rf results/* .snakemake
-	git checkout -q results/README.md
+	find results -mindepth 1 -not -name README.md -not -path results/.snakemake -not -name .gitignore -delete

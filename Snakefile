@@ -10,7 +10,10 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-configfile: "config.yaml"
+# With --configfile that file alone is the study; Snakemake would merge it into this one, cohort by cohort.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config.yaml"
 
 
 include: "rules/common.smk"

@@ -4,6 +4,7 @@
 rule make_phantoms:
     input:
         manifest="results/cohorts/{cohort}/shards/{shard}.tsv",
+        scans=ancient("results/cohorts/{cohort}/scans.tsv"),  # who they are; the manifest says when they are others
     output:
         table="results/phantoms/{cohort}/shard-{shard}.tsv",
     log:
@@ -19,7 +20,7 @@ rule make_phantoms:
         runtime=lambda wildcards, attempt: work.doubling(5 + 0.5 * scans_in(wildcards.cohort, wildcards.shard), attempt),
     params:
         code=code("make_phantoms.py"),
-        options=lambda wildcards: study.phantom_options(STUDY, wildcards.cohort),
+        look=lambda wildcards: study.phantom_look(STUDY, wildcards.cohort),
         seed=STUDY["seed"],
     script:
         "../workflow_scripts/make_phantoms.py"
@@ -31,6 +32,7 @@ rule split_subjects:
         volumes=shards("results/volumes/{cohort}/{shard}.tsv"),
     output:
         splits="results/cohorts/splits.tsv",
+        provenance="results/cohorts/splits.json",
     log:
         "results/logs/split_subjects.log",
     benchmark:

@@ -1,10 +1,11 @@
 # What all stages share: the checked config, the index of scans, tables of work, and what a job asks of the machine.
 
+import glob
 import json
 import os
 import subprocess
 import sys
-from functools import partial
+from pathlib import Path
 
 from fedbrain import registry
 from fedbrain.cohorts import index as scan_index
@@ -18,8 +19,14 @@ def beside(*parts):
     return os.path.relpath(os.path.join(workflow.basedir, *parts))
 
 
-STUDY = study.checked(config, study.read_schema(beside("rules", "schemas", "config.schema.yaml")))
-if workflow.is_main_process:
+def say(text):
+    """A line for the person who started the workflow."""
+    print(f"fedbrain: {text}", file=sys.stderr)
+
+
+RUNNING = any(glob.iglob(".snakemake/locks/*")) and os.path.exists("results/cohorts/study.json")
+if workflow.is_main_process and not RUNNING:
+    STUDY = study.checked(config, study.read_schema(beside("rules", "schemas", "config.schema.yaml")))
     INDEX = scan_index.refresh(
         STUDY,
         study.read_schema(beside("rules", "schemas", "scans.schema.yaml")),
@@ -27,11 +34,22 @@ if workflow.is_main_process:
         volumes="results/volumes",
         phantoms="results/phantoms",
     )
+    WEIGHTS = scan_index.file_sha256(STUDY["encoder"]["weights"], cache="results/cohorts/weights.json")
+    scan_index.write_json({"study": STUDY, "weights": WEIGHTS}, "results/cohorts/study.json")
+    for table in scan_index.left_over(INDEX, "results/volumes"):
+        say(
+            f"{table} belongs to no cohort or shard of this study any more; its volumes and embeddings are still on disk"
+        )
 else:
-    # The jobs of a running workflow must all see the scans that it was started with.
+    # The jobs of a running workflow, and whoever looks at it from outside, see the study that it was started with,
+    # whatever has been written into the config since.
+    if workflow.is_main_process and "--report" not in sys.argv:
+        say("a workflow is running here (or was killed: then --unlock); showing the study as it was started")
+    STUDY, WEIGHTS = (json.loads(Path("results/cohorts/study.json").read_text())[key] for key in ("study", "weights"))
     INDEX = scan_index.read_index("results/cohorts")
 
 COHORTS = list(STUDY["cohorts"])
+ALARM = "Untrained encoder (random weights)" if STUDY["encoder"]["weights"] == "random" else None
 CELLS = study.cells(STUDY)
 ENCODER = STUDY["encoder"]["name"]
 CUT = "output"  # what is cached: the output of the whole, frozen encoder
@@ -131,10 +149,14 @@ def figure_files():
 
 
 def make_report():
-    """Writes results/report.html; with the config as it was used, whatever came from the command line."""
-    with open("results/report/config.json", "w") as file:
-        json.dump(config, file, indent=1)
+    """Writes results/report.html, once everything that belongs into it is there."""
+    if not all(
+        map(os.path.exists, ["results/report/study.rst", "results/evaluation/performance.tsv", *figure_files()])
+    ):
+        return say("no report yet: this run was asked for a part of the study only")
+    # The config as it was used, whatever came from the command line.
+    scan_index.write_json(config, "results/report/config.json")
     command = [sys.executable, "-m", "snakemake", "--snakefile", workflow.main_snakefile, "--nolock", "--quiet", "all"]
     command += ["--configfile", "results/report/config.json", "--report", "results/report.html"]
     subprocess.run(command, check=True)
-    print(f"report: {os.path.abspath('results/report.html')}", file=sys.stderr)
+    say(f"the report is {os.path.abspath('results/report.html')}")

@@ -27,6 +27,7 @@ rule embed_shard:
         code=code("embed_shard.py", registry.module_of("encoder", ENCODER)),
         encoder=ENCODER,
         weights=STUDY["encoder"]["weights"],
+        sha256=WEIGHTS,
         batch_size=STUDY["encoder"]["batch_size"],
         folder=lambda wildcards: f"results/volumes/{wildcards.cohort}/{wildcards.shard}",
         seed=STUDY["seed"],

@@ -12,6 +12,7 @@ rule evaluate_cells:
             category="Tables",
             labels={"table": "performance of every cell"},
         ),
+        provenance="results/evaluation/performance.json",
     log:
         "results/logs/evaluate_cells.log",
     benchmark:

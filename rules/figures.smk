@@ -25,8 +25,9 @@ rule plot_auc_by_head:
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
         code=code("plot_auc_by_head.py"),
+        alarm=ALARM,
         cohorts=COHORTS,
-        aggregation=STUDY["figures"]["aggregation"],
+        aggregation=study.drawn_aggregation(STUDY),
         level=STUDY["evaluation"]["level"],
     script:
         "../workflow_scripts/plot_auc_by_head.py"
@@ -56,6 +57,7 @@ rule plot_auc_by_client:
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
         code=code("plot_auc_by_client.py"),
+        alarm=ALARM,
         cohorts=COHORTS,
         level=STUDY["evaluation"]["level"],
     script:
@@ -118,6 +120,7 @@ rule plot_aggregation_weights:
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
         code=code("plot_aggregation_weights.py"),
+        alarm=ALARM,
         cohorts=COHORTS,
         runs=lambda wildcards: [[cell.aggregation, seed] for cell, seed in weighted_runs(wildcards)],
     script:

@@ -2,6 +2,7 @@
 
 from fedbrain.evaluation.performance import performance
 from fedbrain.logs import log_to
+from fedbrain.provenance import sha256_of, write_provenance
 from fedbrain.tables import PREDICTIONS, SPLITS, read_table, write_table
 
 log_to(snakemake.log[0])
@@ -16,3 +17,9 @@ result = performance(
     **snakemake.params.evaluation,
 )
 write_table(result, snakemake.output.performance)
+write_provenance(
+    snakemake.output.provenance,
+    packages=("numpy", "pandas", "scipy"),
+    parameters=dict(snakemake.params.evaluation) | {"seed": snakemake.params.seed},
+    inputs={path: sha256_of(path) for path in [*snakemake.input.predictions, snakemake.input.splits]},
+)

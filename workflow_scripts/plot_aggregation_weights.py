@@ -13,6 +13,5 @@ rounds = pd.concat(
     for (aggregation, seed), path in zip(snakemake.params.runs, snakemake.input.rounds)
 )
 scans = rounds.groupby("client")["scans"].max().to_dict()
-save_figure(
-    aggregation_weights(rounds, snakemake.params.cohorts, scans=scans), snakemake.output.svg, snakemake.output.png
-)
+figure = aggregation_weights(rounds, snakemake.params.cohorts, scans=scans)
+save_figure(figure, snakemake.output.svg, snakemake.output.png, alarm=snakemake.params.alarm)

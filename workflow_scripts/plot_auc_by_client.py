@@ -14,4 +14,4 @@ figure = auc_by_client(
     tuning=snakemake.wildcards.tuning,
     level=snakemake.params.level,
 )
-save_figure(figure, snakemake.output.svg, snakemake.output.png)
+save_figure(figure, snakemake.output.svg, snakemake.output.png, alarm=snakemake.params.alarm)

@@ -10,4 +10,4 @@ performance = read_table(snakemake.input.performance, PERFORMANCE)
 figure = auc_by_head(
     performance, snakemake.params.cohorts, aggregation=snakemake.params.aggregation, level=snakemake.params.level
 )
-save_figure(figure, snakemake.output.svg, snakemake.output.png)
+save_figure(figure, snakemake.output.svg, snakemake.output.png, alarm=snakemake.params.alarm)

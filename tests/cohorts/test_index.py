@@ -34,7 +34,7 @@ def study(tmp_path, config_schema, scans_schema):
             phantoms=tmp_path / "phantoms",
         )
 
-    refresh.folder = tmp_path
+    refresh.folder, refresh.scans_schema = tmp_path, scans_schema
     return refresh
 
 
@@ -99,6 +99,69 @@ def test_a_new_scan_touches_one_shard_and_a_removed_one_leaves_no_empty_manifest
     result = study([n for n in range(8) if n not in gone])
     assert home not in result["a"]["shards"]
     assert home not in manifests(study.folder)
+
+
+def test_an_edited_mask_makes_its_scan_new_and_a_touched_one_does_not(study, config_schema, scans_schema):
+    folder = study.folder
+    (folder / "m0.nii.gz").write_bytes(b"mask")
+    (folder / "scans.tsv").write_text(
+        "subject\tpath\tmask\tdiagnosis\np0\ts0.nii.gz\tm0.nii.gz\tCN\np1\ts1.nii.gz\tn/a\tAD\n"
+    )
+
+    def prints(extractor):
+        config = {
+            "title": "t",
+            "cohorts": {"a": {"table": str(folder / "scans.tsv")}},
+            "labels": {"CN": 0, "AD": 1},
+            "preprocessing": {"extractor": extractor},
+            "encoder": {"weights": "random"},
+            "grid": [{"heads": ["linear"], "aggregations": ["local"]}],
+        }
+        folders = {"root": folder / "index", "volumes": folder / "volumes", "phantoms": folder / "phantoms"}
+        index.refresh(checked(config, config_schema), scans_schema, **folders)
+        return read_table(folder / "index/a/shards/0.tsv", MANIFEST)["fingerprint"].tolist()
+
+    first = prints("provided")
+    os.utime(folder / "m0.nii.gz")
+    assert prints("provided") == first
+    (folder / "m0.nii.gz").write_bytes(b"Mask")
+    second = prints("provided")
+    assert second[0] != first[0]
+    assert second[1] == first[1]
+    (folder / "m0.nii.gz").unlink()  # of no interest to an extractor that finds the brain itself
+    assert len(prints("deepbet")) == 2
+
+
+def test_a_missing_file_of_a_scan_that_is_left_out_stops_nothing(study):
+    study()
+    table = study.folder / "scans.tsv"
+    table.write_text(table.read_text() + "p9\tnever_fetched.nii.gz\tMCI\n")
+    frame = index.intake.read_scan_table(table, study.scans_schema, cohort="a")
+    scans, excluded = index.intake.select(frame, cohort="a", labels={"CN": 0, "AD": 1}, exclude=[])
+    index.intake.check_files(scans, cohort="a")
+    assert len(excluded) == 1
+
+
+def test_what_the_study_no_longer_has_is_named(study):
+    full = study()
+    preprocessed(study.folder)
+    assert index.left_over(full, study.folder / "volumes") == []
+    home = index.shard_of("p7", 3)
+    less = study([n for n in range(8) if index.shard_of(f"p{n}", 3) != home])
+    assert index.left_over(less, study.folder / "volumes") == [study.folder / f"volumes/a/{home}.tsv"]
+
+
+def test_a_large_files_digest_is_kept_until_the_file_changes(tmp_path, monkeypatch):
+    path, cache = tmp_path / "weights.pth", tmp_path / "weights.json"
+    path.write_bytes(b"one")
+    first = index.file_sha256(str(path), cache=cache)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    monkeypatch.setattr(index, "sha256_of", None)  # reading it again would fail
+    assert index.file_sha256(str(path), cache=cache) == first
+    monkeypatch.undo()
+    path.write_bytes(b"another")
+    assert index.file_sha256(str(path), cache=cache) == hashlib.sha256(b"another").hexdigest()
+    assert index.file_sha256("random", cache=cache) == "random"
 
 
 def test_all_visits_of_a_subject_share_a_shard_and_shards_are_even():

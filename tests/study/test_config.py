@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from fedbrain.errors import StudyError
-from fedbrain.study.config import Cell, aggregation_options, cells, checked, training_options
+from fedbrain.study.config import Cell, aggregation_options, cells, checked, drawn_aggregation, training_options
 
 CONFIG = {
     "title": "t",
@@ -62,6 +62,7 @@ def test_the_shipped_config_is_valid(config_schema, root):
         (changed("aggregation", "fedcee", value={}), ["aggregation.fedcee", "did you mean fedce?"]),
         (changed("aggregation", "fedce", value={"version": "3"}), ["aggregation.fedce", "version"]),
         (changed("aggregation", "fedce", value={"combined": "plus"}), ["aggregation.fedce", "combine"]),
+        (changed("aggregation", "rate_my_lora", value={"gamma": "5"}), ["aggregation.rate_my_lora"]),
         (changed("cohorts", "a", value={"phantom": {"case": 3}}), ["cohort a", "'case'", "cases"]),
         (changed("resources", "gpu", "embed", value=1), ["resources.gpu: unknown key 'embed'", "embed_shard"]),
         ({key: value for key, value in CONFIG.items() if key != "grid"}, ["missing key 'grid'"]),
@@ -85,6 +86,21 @@ def test_the_defaults_of_preprocessing_are_those_of_the_library(config_schema):
     from fedbrain.imaging.shard import RECIPE_DEFAULTS
 
     assert checked(CONFIG, config_schema)["preprocessing"] == RECIPE_DEFAULTS
+
+
+def test_diagnoses_that_yaml_takes_for_numbers_are_text(config_schema):
+    study = checked(changed("labels", value={0: 0, 1: 1}), config_schema)
+    assert study["labels"] == {"0": 0, "1": 1}
+    with pytest.raises(StudyError, match="quote it"):
+        checked(changed("labels", value={False: 0, True: 1}), config_schema)
+
+
+def test_the_figure_by_head_shows_an_aggregation_that_is_run(config_schema):
+    assert drawn_aggregation(checked(CONFIG, config_schema)) == "fedavg"
+    config = changed("grid", 0, "aggregations", value=["local", "fedce"])
+    assert drawn_aggregation(checked(config, config_schema)) == "fedce"
+    with pytest.raises(StudyError, match=r"figures\.aggregation: no block of the grid has 'fedce'"):
+        checked(changed("figures", value={"aggregation": "fedce"}), config_schema)
 
 
 def test_all_mistakes_are_told_at_once(config_schema):

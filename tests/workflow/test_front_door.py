@@ -1,10 +1,12 @@
 """What a user meets first: clear refusals before anything runs, and a clean workflow."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -35,6 +37,40 @@ def test_a_mistake_stops_before_anything_runs_and_says_the_mend(checkout, change
     output = checkout.snakemake(check=False)
     assert words in output
     assert not (checkout.folder / "results/logs").exists()
+
+
+def test_another_configfile_is_the_whole_study_and_not_merged_into_the_shipped_one(checkout):
+    config = yaml.safe_load((checkout.folder / "config.yaml").read_text())
+    config["cohorts"] = {"only": {"phantom": {"controls": 6, "cases": 6}}}
+    (checkout.folder / "mine.yaml").write_text(yaml.safe_dump(config))
+    checkout.snakemake("--dry-run", "--configfile", "mine.yaml")
+    assert list(json.loads((checkout.folder / "results/cohorts/index.json").read_text())) == ["only"]
+
+
+def test_a_part_of_the_study_can_be_asked_for_without_a_report(checkout):
+    config = CONFIG | {"cohorts": {"only": {"phantom": {"controls": 1, "cases": 1, "scanner": "grainy"}}}}
+    checkout.write_config(config)
+    output = checkout.snakemake("results/phantoms/only/shard-0.tsv")
+    assert "asked for a part of the study only" in output
+    table = pd.read_csv(checkout.folder / "results/phantoms/only/shard-0.tsv", sep="\t")
+    assert all((checkout.folder / "results/phantoms/only" / path).is_file() for path in table["path"])
+
+
+def test_who_looks_at_a_running_workflow_sees_the_study_it_was_started_with_and_changes_nothing(checkout):
+    checkout.write_config(CONFIG | {"cohorts": {"one": {"phantom": {}}}})
+    checkout.snakemake("--dry-run")
+    index = checkout.folder / "results/cohorts/index.json"
+    before = index.read_bytes()
+    locks = checkout.folder / ".snakemake/locks"
+    locks.mkdir(exist_ok=True)
+    (locks / "0.input.lock").touch()
+    checkout.write_config(CONFIG | {"cohorts": {"two": {"phantom": {}}}})
+    output = checkout.snakemake("--dry-run")
+    assert "a workflow is running here" in output
+    assert "results/volumes/one/0.tsv" in output
+    assert index.read_bytes() == before
+    (locks / "0.input.lock").unlink()
+    assert "results/volumes/two/0.tsv" in checkout.snakemake("--dry-run")
 
 
 def test_every_rule_has_log_benchmark_environment_and_an_explicit_gpu(root, config_schema):

@@ -134,6 +134,20 @@ def test_a_new_scan_runs_one_shard(copy):
     assert "make_phantoms" not in planned
 
 
+def test_a_new_phantom_runs_one_shard(copy):
+    config = config_of(copy)
+    config["cohorts"]["gamma"]["phantom"]["controls"] += 1
+    config["cohorts"]["gamma"]["shards"] = 1
+    copy.write_config(config)
+    planned = copy.planned()
+    assert planned["make_phantoms"] == planned["preprocess_shard"] == 1
+    before = {path: path.stat().st_mtime_ns for path in (copy.folder / "results/phantoms").rglob("*.nii.gz")}
+    copy.snakemake("--until", "make_phantoms")
+    after = {path: path.stat().st_mtime_ns for path in (copy.folder / "results/phantoms").rglob("*.nii.gz")}
+    assert len(after) == len(before) + 1
+    assert before.items() <= after.items()
+
+
 def test_a_changed_age_runs_no_preprocessing(copy):
     path = copy.folder / "data/alpha/scans.tsv"
     table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)

@@ -15,21 +15,26 @@ then and only then.
 import hashlib
 import io
 import json
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
 from fedbrain.cohorts import intake
-from fedbrain.provenance import digest, sha256_of
+from fedbrain.provenance import sha256_of
 from fedbrain.study.config import cohort_labels
 from fedbrain.tables import MANIFEST, MISSING, SCANS, TEXT, VOLUMES, read_table, write_text
 
-logger = logging.getLogger(__name__)
-
-STAT = {"scan": TEXT, "stat": TEXT, "fingerprint": TEXT}
+STAT = {
+    "scan": TEXT,
+    "stat": TEXT,  # size and time stamp of the scan, as last seen
+    "scan_print": TEXT,  # the same, as they were when this content was first seen
+    "mask_stat": TEXT,
+    "mask_print": TEXT,  # SHA-256 of the provided mask
+    "fingerprint": TEXT,
+}
 
 
 def refresh(config: Mapping, schema: Mapping, *, root: str | Path, volumes: str | Path, phantoms: str | Path) -> dict:
@@ -40,20 +45,21 @@ def refresh(config: Mapping, schema: Mapping, *, root: str | Path, volumes: str 
     cohort -> {"shards": {shard: scans}, "included": n, "excluded": n}.
     """
     root, volumes, phantoms = Path(root), Path(volumes), Path(phantoms)
+    masked = config["preprocessing"]["extractor"] == "provided"
     index = {}
     for cohort, options in config["cohorts"].items():
         frame = read_cohort(config, schema, cohort, phantoms=phantoms)
         labels = cohort_labels(config, cohort)
         scans, excluded = intake.select(frame, cohort=cohort, labels=labels, exclude=options["exclude"])
+        if not masked:
+            scans["mask"] = pd.NA  # not read, so neither looked for nor part of what makes a scan new
         scans["shard"] = [shard_of(subject, options["shards"]) for subject in scans["subject"]]
         folder = root / cohort
         if "phantom" in options:
-            # A simulated scan is known by its recipe: it may not be there yet.
-            recipe = digest({"options": options["phantom"], "seed": config["seed"]})
-            scans["fingerprint"] = [f"phantom-{recipe}"] * len(scans)
+            scans["fingerprint"] = _phantom_fingerprints(scans, options["phantom"], config["seed"])
         else:
-            intake.check_files(frame, cohort=cohort)
-            scans["fingerprint"] = _fingerprints(scans, folder / ".stat.tsv", volumes / cohort)
+            intake.check_files(scans, cohort=cohort)
+            scans["fingerprint"] = _fingerprints(scans, folder / ".stat.tsv", volumes / cohort, cohort)
         _write_if_changed(scans[list(SCANS)], folder / "scans.tsv")
         _write_if_changed(excluded, folder / "excluded.tsv")
         shards = {int(shard): part for shard, part in scans.groupby("shard")}
@@ -67,13 +73,38 @@ def refresh(config: Mapping, schema: Mapping, *, root: str | Path, volumes: str 
             "included": len(scans),
             "excluded": len(excluded),
         }
-    _write_text_if_changed(json.dumps(index, indent=1) + "\n", root / "index.json")
+    write_json(index, root / "index.json")
     return index
+
+
+def left_over(index: Mapping, volumes: str | Path) -> list[Path]:
+    """Shard tables of cohorts or shards that the study no longer has; their volumes and embeddings are still on disk.
+
+    They are never deleted silently, but somebody must know of them: data that was withdrawn may be among them.
+    """
+    tables = (path for path in Path(volumes).glob("*/*.tsv") if path.stem.isdigit())
+    return sorted(path for path in tables if path.stem not in index.get(path.parent.name, {}).get("shards", {}))
 
 
 def read_index(root: str | Path) -> dict:
     """What the last refresh found; for the jobs of a running workflow, which must all see the same."""
     return json.loads((Path(root) / "index.json").read_text(encoding="utf-8"))
+
+
+def file_sha256(path: str, *, cache: str | Path) -> str:
+    """SHA-256 of a large file, computed again only if its size or time stamp changed; the word itself for "random"."""
+    if path == "random":
+        return path
+    known = json.loads(Path(cache).read_text(encoding="utf-8")) if Path(cache).is_file() else {}
+    if known.get("path") != str(path) or known.get("stat") != _stat(path):
+        known = {"path": str(path), "stat": _stat(path), "sha256": sha256_of(path)}
+        write_json(known, cache)
+    return known["sha256"]
+
+
+def write_json(value, path: str | Path) -> None:
+    """Writes ``value`` as JSON, if the file does not hold it already."""
+    _write_text_if_changed(json.dumps(value, indent=1) + "\n", Path(path))
 
 
 def read_cohort(config: Mapping, schema: Mapping, cohort: str, *, phantoms: Path) -> pd.DataFrame:
@@ -95,37 +126,53 @@ def shard_of(subject: str, shards: int) -> int:
     return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8]) % shards
 
 
-def _fingerprints(scans: pd.DataFrame, cache: Path, volumes: Path) -> list[str]:
-    stats = {}
-    for scan, path in zip(scans["scan"], scans["path"]):
-        status = os.stat(path)
-        stats[scan] = f"{status.st_size}-{status.st_mtime_ns}"
-    known = (
-        read_table(cache, STAT).set_index("scan") if cache.is_file() else pd.DataFrame(columns=["stat", "fingerprint"])
-    )
-    known = dict(zip(known.index, zip(known["stat"], known["fingerprint"])))
-    moved = [scan for scan, stat in stats.items() if scan in known and known[scan][0] != stat]
+def _phantom_fingerprints(scans: pd.DataFrame, options: Mapping, seed: int) -> list[str]:
+    # A simulated scan is known by what it is drawn from: it may not be there yet.
+    from fedbrain.cohorts.phantom import scan_fingerprint
+
+    return [scan_fingerprint(row, options, seed) for row in scans.to_dict("records")]
+
+
+def _fingerprints(scans: pd.DataFrame, cache: Path, volumes: Path, cohort: str) -> list[str]:
+    known = read_table(cache, STAT) if cache.is_file() else pd.DataFrame(columns=list(STAT))
+    known = {row.scan: row for row in known.itertuples(index=False)}
+    stats = {scan: _stat(path) for scan, path in zip(scans["scan"], scans["path"])}
+    moved = [scan for scan, stat in stats.items() if scan in known and known[scan].stat != stat]
     contents = _recorded_contents(volumes) if moved else {}
-    paths = dict(zip(scans["scan"], scans["path"]))
-    if moved:
-        logger.info("index: %d scans have a new time stamp; comparing contents", len(moved))
-    result = {}
-    for scan, stat in stats.items():
-        fingerprint = stat
-        if scan in known:
-            old_stat, old_fingerprint = known[scan]
-            same = old_stat == stat or contents.get((scan, old_fingerprint)) == _size_and_sha256(
-                paths[scan], scan in moved
-            )
-            fingerprint = old_fingerprint if same else stat
-        result[scan] = fingerprint
-    frame = pd.DataFrame({"scan": list(stats), "stat": list(stats.values()), "fingerprint": list(result.values())})
-    _write_if_changed(frame, cache)
-    return list(result.values())
+    rows = []
+    # Only scans with a new time stamp are read; the bar shows where there are enough of them to wait for.
+    bar = tqdm(total=len(moved), desc=f"{cohort}: comparing scans with a new time stamp", delay=5, unit="scan")
+    for scan, path, mask in zip(scans["scan"], scans["path"], scans["mask"]):
+        stat, old = stats[scan], known.get(scan)
+        scan_print = stat
+        if old is not None and (old.stat == stat or _is_same(path, contents.get((scan, old.fingerprint)))):
+            scan_print = old.scan_print
+        bar.update(old is not None and old.stat != stat)
+        mask_stat = None if pd.isna(mask) else _stat(mask)
+        mask_print = None
+        if mask_stat:  # a mask is small: its content itself is the fingerprint
+            same = old is not None and old.mask_stat == mask_stat
+            mask_print = old.mask_print if same else sha256_of(mask)[:16]
+        fingerprint = f"{scan_print}+{mask_print}" if mask_print else scan_print
+        rows.append((scan, stat, scan_print, mask_stat, mask_print, fingerprint))
+    bar.close()
+    _write_if_changed(pd.DataFrame(rows, columns=list(STAT)), cache)
+    return [row[-1] for row in rows]
 
 
-def _size_and_sha256(path: str, wanted: bool) -> tuple[int, str] | None:
-    return (os.path.getsize(path), sha256_of(path)) if wanted else None
+def _stat(path: str) -> str:
+    status = os.stat(path)
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _is_same(path: str, recorded: tuple[int, str] | None) -> bool:
+    """Whether a file has the recorded size and SHA-256; one that cannot be read has not."""
+    if recorded is None or os.path.getsize(path) != recorded[0]:
+        return False
+    try:
+        return sha256_of(path) == recorded[1]
+    except OSError:
+        return False
 
 
 def _recorded_contents(folder: Path) -> dict[tuple[str, str], tuple[int, str]]:

@@ -28,10 +28,7 @@ def read_scan_table(path: str | Path, schema: Mapping, *, cohort: str) -> pd.Dat
         raise StudyError(
             f"cohort {cohort}: no scan table {path}; write it (docs/cohorts.md) or correct cohorts.{cohort}.table"
         )
-    try:
-        frame = pd.read_csv(path, sep="\t", dtype=TEXT, na_values=["n/a", ""], keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise StudyError(f"cohort {cohort}: {path} is not a tab-separated table with a header: {error}") from error
+    frame = _read_text_table(path, cohort)
     missing = [name for name in schema["required"] if name not in frame.columns]
     if missing:
         raise StudyError(
@@ -39,6 +36,7 @@ def read_scan_table(path: str | Path, schema: Mapping, *, cohort: str) -> pd.Dat
             "are separated by tabs and named in the first line"
         )
     frame = frame.reindex(columns=list(COLUMNS))
+    frame["line"] = pd.array(range(2, len(frame) + 2), dtype="Int64")  # as an editor counts, after the header
     _check_rows(frame, schema, f"cohort {cohort}: {path}")
     for column in ("path", "mask"):
         frame[column] = [value if pd.isna(value) else str(path.parent / value) for value in frame[column]]
@@ -56,7 +54,7 @@ def read_bids(folder: str | Path, schema: Mapping, *, cohort: str, diagnosis_col
         raise StudyError(
             f"cohort {cohort}: no {participants}; a BIDS cohort needs it, with a column {diagnosis_column!r}"
         )
-    people = pd.read_csv(participants, sep="\t", dtype=TEXT, na_values=["n/a", ""], keep_default_na=False)
+    people = _read_text_table(participants, cohort)
     if diagnosis_column not in people.columns or "participant_id" not in people.columns:
         raise StudyError(
             f"cohort {cohort}: {participants} has the columns {', '.join(people.columns)}, but participant_id and "
@@ -70,7 +68,7 @@ def read_bids(folder: str | Path, schema: Mapping, *, cohort: str, diagnosis_col
         entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name.startswith("sub-")
     ):
         person = people.loc[subject] if subject in people.index else pd.Series(dtype=object)
-        visits = _sessions(folder / subject)
+        visits = _sessions(folder / subject, cohort)
         for session in sorted(visits) or [None]:
             found = _t1w_files(folder / subject / (session or ""))
             if not found:
@@ -120,14 +118,17 @@ def select(
     """
     frame = frame.copy()
     frame["scan"] = [scan_id(subject, session) for subject, session in zip(frame["subject"], frame["session"])]
+    if "line" not in frame.columns:
+        frame["line"] = pd.array([pd.NA] * len(frame), dtype="Int64")
     for column, what, mend in (
         ("scan", "two rows for the scan", "give each visit its own session, or take one row out"),
         ("path", "two rows name the file", "one file is one scan: correct a path, or take one row out"),
     ):
         twice = frame[column][frame[column].duplicated()]
         if len(twice):
-            rows = (frame.index[frame[column] == twice.iloc[0]] + 2).tolist()
-            raise StudyError(f"cohort {cohort}: {what} {twice.iloc[0]} (lines {', '.join(map(str, rows))}); {mend}")
+            lines = frame.loc[frame[column] == twice.iloc[0], "line"].dropna()
+            where = f" (lines {', '.join(map(str, lines))})" if len(lines) else ""
+            raise StudyError(f"cohort {cohort}: {what} {twice.iloc[0]}{where}; {mend}")
     unknown = [
         entry for entry in exclude if not ((frame["scan"] == entry) | ("sub-" + frame["subject"] == entry)).any()
     ]
@@ -145,7 +146,7 @@ def select(
         "on the exclude list of the config"
     )
     frame["reason"] = reason
-    frame["row"] = frame.index + 2  # as an editor counts lines, after the header
+    frame["row"] = frame["line"]
     frame["label"] = frame["diagnosis"].map(labels).astype("Int64")
     out = frame[frame["reason"].notna()]
     kept = frame[frame["reason"].isna()]
@@ -163,6 +164,13 @@ def scan_id(subject: str, session: str | None) -> str:
     return f"sub-{subject}" if pd.isna(session) else f"sub-{subject}_ses-{session}"
 
 
+def _read_text_table(path: Path, cohort: str) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, sep="\t", dtype=TEXT, na_values=["n/a", ""], keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise StudyError(f"cohort {cohort}: {path} is not a tab-separated table with a header: {error}") from error
+
+
 def _check_rows(frame: pd.DataFrame, schema: Mapping, place: str) -> None:
     """Checks each column's values against the schema and makes ``age`` a number, in place."""
     ages = pd.to_numeric(frame["age"], errors="coerce").astype("Float64")
@@ -177,20 +185,25 @@ def _check_rows(frame: pd.DataFrame, schema: Mapping, place: str) -> None:
             if not validator.is_valid(value):
                 found = "is empty" if value is None else f"is {text!r}"
                 expected = schema["properties"][column]["description"]
-                lines = frame.index[frame[column].isna() if value is None else frame[column] == text]
-                problems += [(line + 2, f"column {column} {found}; expected: {expected}") for line in lines]
+                rows = frame[frame[column].isna() if value is None else frame[column] == text]
+                where = [
+                    f"line {row['line']}" if "line" in row else f"sub-{row['subject']}" for _, row in rows.iterrows()
+                ]
+                problems += [f"{place}, {name}, column {column} {found}; expected: {expected}" for name in where]
     if problems:
-        shown = [f"{place}, line {line}, {what}" for line, what in sorted(problems)[:SHOWN]]
-        raise StudyError("\n".join(shown) + (f"\nand {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""))
+        more = f"\nand {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise StudyError("\n".join(problems[:SHOWN]) + more)
     frame["age"] = ages
 
 
-def _sessions(folder: Path) -> dict[str, dict]:
+def _sessions(folder: Path, cohort: str) -> dict[str, dict]:
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name.startswith("ses-"))
     table = folder / f"{folder.name}_sessions.tsv"
     facts = {}
     if names and table.is_file():
-        frame = pd.read_csv(table, sep="\t", dtype=TEXT, na_values=["n/a", ""], keep_default_na=False)
+        frame = _read_text_table(table, cohort)
+        if "session_id" not in frame.columns:
+            raise StudyError(f"cohort {cohort}: {table} has no column session_id; it has {', '.join(frame.columns)}")
         facts = {
             row["session_id"]: {k: v for k, v in row.items() if not pd.isna(v)} for row in frame.to_dict("records")
         }

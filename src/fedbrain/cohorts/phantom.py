@@ -15,6 +15,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -23,6 +24,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from fedbrain.cohorts import phantom_anatomy as anatomy
+from fedbrain.cohorts import phantom_scanner
 from fedbrain.cohorts.phantom_scanner import SCANNERS, acquire, describe, find_scanner
 from fedbrain.errors import StudyError
 from fedbrain.provenance import digest
@@ -37,7 +39,6 @@ OPTIONS = {  # the options of a phantom cohort, with their defaults
     "age": 71.0,  # mean age in years, the same for all diagnoses
     "scanner": "crisp",  # a name in phantom_scanner.SCANNERS, or a mapping of its parameters
 }
-VERSION = 1  # part of every file's fingerprint; to be raised when the same row would be drawn otherwise
 
 _COLUMNS = ("subject", "session", "path", "diagnosis", "age", "sex", "site")
 
@@ -111,7 +112,7 @@ def write_cohort(name: str, options: Mapping, seed: int, folder: str | Path, row
     records = rows.to_dict("records")
     for row in tqdm(records, desc=f"phantoms {name}", unit="scan", mininterval=5):
         path = Path(folder) / row["path"]
-        if not _is_drawn(path, _fingerprint(row, options, seed)):
+        if not _is_drawn(path, scan_fingerprint(row, options, seed)):
             write_scan(row, options, seed, path)
 
 
@@ -140,7 +141,7 @@ def draw_scan(row: Mapping, options: Mapping, seed: int) -> tuple[nib.Nifti1Imag
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    image.header["descrip"] = _fingerprint(row, options, seed)
+    image.header["descrip"] = scan_fingerprint(row, options, seed).encode()
     return image, brain
 
 
@@ -167,14 +168,22 @@ def _stream(seed: int, subject: str, purpose: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(key[:16], "big"))
 
 
-def _fingerprint(row: Mapping, options: Mapping, seed: int) -> bytes:
-    """Says in the NIfTI header what a file was drawn from; what does not change the image is left out."""
+def scan_fingerprint(row: Mapping, options: Mapping, seed: int) -> str:
+    """What a file is drawn from, as it stands in its NIfTI header; what does not change the image is left out."""
+    options = OPTIONS | dict(options)
     who = {key: str(row[key]) for key in ("subject", "session", "diagnosis", "age", "sex")}
     how = {"effect": float(options["effect"]), "scanner": describe(find_scanner(options["scanner"]))}
-    return f"fedbrain phantom {digest([VERSION, seed, who, how])}".encode()
+    return f"phantom {digest([_code(), seed, who, how])}"
 
 
-def _is_drawn(path: Path, fingerprint: bytes) -> bool:
+@cache
+def _code() -> str:
+    """Digest of the code that draws: a file drawn by other code is drawn again."""
+    files = (__file__, anatomy.__file__, phantom_scanner.__file__)
+    return digest([Path(path).read_text(encoding="utf-8") for path in files])
+
+
+def _is_drawn(path: Path, fingerprint: str) -> bool:
     try:
         with gzip.open(path, "rb") as file:
             content = file.read()  # to the end, so that gzip checks its checksum
@@ -188,7 +197,7 @@ def _is_drawn(path: Path, fingerprint: bytes) -> bool:
         nib.wrapstruct.WrapStructError,
     ):
         return False
-    return header["descrip"].item() == fingerprint
+    return header["descrip"].item() == fingerprint.encode()
 
 
 def draw_picture(path: str | Path, *, scanners=("crisp", "shaded", "grainy", "thick", "fatsat"), seed: int = 1) -> None:

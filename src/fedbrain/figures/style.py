@@ -25,6 +25,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B
 MARKERS = ("o", "s", "^", "v", "P", "X", "<", ">", "p", "h", "*")
 LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (9, 2)))
 POOLED_COLOR, POOLED_MARKER = "#000000", "D"
+ALARM = "#a00020"
 GUIDE = "#5A5A5A"  # chance lines, baselines and other references
 RULE = "#E3E3E3"  # grid and dividing lines
 
@@ -171,9 +172,16 @@ def site_only_auc(performance: pd.DataFrame) -> float | None:
     return float(values.iloc[0]) if len(values) else None
 
 
-def save_figure(figure: Figure, svg_path: str | os.PathLike, png_path: str | os.PathLike) -> None:
-    """Writes the figure as SVG and as PNG (200 dots per inch), the same bytes for the same figure."""
+def save_figure(
+    figure: Figure, svg_path: str | os.PathLike, png_path: str | os.PathLike, *, alarm: str | None = None
+) -> None:
+    """Writes the figure as SVG and as PNG (200 dots per inch), the same bytes for the same figure.
+
+    ``alarm`` is a line in red above everything: what must not be forgotten where the figure stands without its caption.
+    """
     with mpl.rc_context(STYLE):
+        if alarm:
+            figure.suptitle(alarm, color=ALARM, fontsize=9, fontweight="bold", x=0.01, ha="left")
         with written_atomically(svg_path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
         with written_atomically(png_path) as temporary:

@@ -42,6 +42,7 @@ def checked(config: Mapping, schema: Mapping) -> dict:
     unknown heads, aggregations and the like, cohorts without exactly one source, fractions that leave no training data.
     """
     result = copy.deepcopy(dict(config))
+    _quote_labels(result)
     errors = sorted(_FillingValidator(schema).iter_errors(result), key=lambda error: (len(error.path), str(error.path)))
     if errors:
         raise StudyError("config: " + "\nconfig: ".join(_explain(error) for error in errors))
@@ -74,9 +75,17 @@ def aggregation_options(config: Mapping, aggregation: str) -> dict:
     return dict(sorted(config["aggregation"].get(aggregation, {}).items()))
 
 
-def phantom_options(config: Mapping, cohort: str) -> dict:
-    """The options of a simulated cohort."""
-    return dict(sorted(config["cohorts"][cohort]["phantom"].items()))
+def phantom_look(config: Mapping, cohort: str) -> dict:
+    """Those options of a simulated cohort that change what its scans look like, and not how many there are."""
+    options = config["cohorts"][cohort]["phantom"]
+    return {key: options[key] for key in ("effect", "scanner") if key in options}
+
+
+def drawn_aggregation(config: Mapping) -> str:
+    """The aggregation that "AUC by head" shows: the config's choice, else FedAvg, else the first of the grid."""
+    run = list(dict.fromkeys(name for block in config["grid"] for name in block["aggregations"]))
+    federated = [name for name in run if name not in registry.REFERENCES]
+    return config["figures"].get("aggregation") or ("fedavg" if "fedavg" in run else (federated or run)[0])
 
 
 def cohort_labels(config: Mapping, cohort: str) -> dict[str, int]:
@@ -98,6 +107,15 @@ def _fill_defaults(validator, properties, instance, schema) -> Iterator[Validati
 
 # Defaults are filled in while the schema is walked, so that a default object gets the defaults of its own keys.
 _FillingValidator = extend(Draft202012Validator, {"properties": _fill_defaults})
+
+
+def _quote_labels(config: dict) -> None:
+    """Diagnoses are text in the tables; YAML takes an unquoted 0 for a number, and No for false."""
+    for place in (config, *(cohort for cohort in (config.get("cohorts") or {}).values() if isinstance(cohort, dict))):
+        if isinstance(place.get("labels"), dict):
+            if any(isinstance(name, bool) for name in place["labels"]):
+                raise StudyError('config: labels: YAML reads an unquoted yes or no as true or false; quote it, "No": 0')
+            place["labels"] = {str(name): label for name, label in place["labels"].items()}
 
 
 def _place(path) -> str:
@@ -154,8 +172,11 @@ def _problems(config: Mapping) -> Iterator[str]:
     for rule, options in config["aggregation"].items():
         try:
             build_rule(rule, **options)
-        except StudyError as error:
+        except (StudyError, TypeError) as error:
             yield f"aggregation.{rule}: {error}"
+    drawn = config["figures"].get("aggregation")
+    if drawn and all(drawn not in block["aggregations"] for block in config["grid"]):
+        yield f"figures.aggregation: no block of the grid has {drawn!r}; name one that is run"
     weights = config["encoder"]["weights"]
     if weights != "random" and not Path(weights).is_file():
         yield (
