@@ -1,9 +1,14 @@
+import errno
+import os
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
 
 from fedbrain.imaging import registration
 from fedbrain.imaging.quality import dice
+from fedbrain.imaging.reading import ScanFailure
 from fedbrain.imaging.registration import GRID_AFFINE, GRID_SHAPE, register_affine, resample, template
 
 SETTINGS = {"resolution": 4, "iterations": [100, 50], "seed": 1}
@@ -104,7 +109,39 @@ def test_the_transform_agrees_with_what_ants_itself_applies():
 
 
 def test_an_empty_brain_is_a_failure_with_a_reason():
-    from fedbrain.imaging.reading import ScanFailure
-
     with pytest.raises(ScanFailure, match="look at the scan"):
         register_affine(np.zeros((40, 40, 40), np.float32), np.diag([3.0, 3, 3, 1]), **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("said", "raised"),
+    [
+        (RuntimeError("itk::ERROR: Failed to allocate memory for image."), RuntimeError),
+        (RuntimeError("Registration failed with error code 1"), ScanFailure),
+    ],
+    ids=["memory", "fit"],
+)
+def test_ants_without_memory_is_told_from_ants_without_a_fit(monkeypatch, said, raised):
+    import ants
+
+    def fail(*arguments, **options):
+        raise said
+
+    monkeypatch.setattr(ants, "registration", fail)
+    with pytest.raises(raised):  # neither is a kind of the other
+        register_affine(np.ones((40, 40, 40), np.float32), np.diag([3.0, 3, 3, 1]), **SETTINGS)
+
+
+def test_a_full_disk_for_temporary_files_is_not_the_scans_reason(monkeypatch):
+    import ants
+
+    def fail(*arguments, **options):
+        raise IndexError("no transform was written")
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(ants, "registration", fail)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        register_affine(np.ones((40, 40, 40), np.float32), np.diag([3.0, 3, 3, 1]), **SETTINGS)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from fedbrain.imaging.faults import is_of_machine
 from fedbrain.imaging.reading import ScanFailure
 
 GRID_SHAPE = (128, 128, 128)
@@ -86,6 +87,7 @@ def register_affine(
         (4, 4) float64.
     Raises:
         ScanFailure: where ANTs finds no transform.
+        MemoryError, RuntimeError, OSError: where memory or the disk for temporary files is at its end.
     """
     import ants
 
@@ -109,6 +111,9 @@ def register_affine(
             )
             found = ants.read_transform(result["fwdtransforms"][0])
         except (RuntimeError, IndexError) as error:
+            if is_of_machine(error):
+                raise
+            (Path(folder) / "room").write_bytes(bytes(1 << 16))  # else ANTs may have failed by a full temporary disk
             raise ScanFailure(
                 f"the brain cannot be laid on the template ({error}); look at the scan and its mask"
             ) from None
