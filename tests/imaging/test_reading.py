@@ -1,11 +1,13 @@
+import errno
 import gzip
 import hashlib
+import os
 
 import nibabel
 import numpy as np
 import pytest
 
-from fedbrain.imaging.reading import ScanFailure, decode, read_source
+from fedbrain.imaging.reading import NotPermitted, ScanFailure, decode, read_source
 
 
 def reason(path) -> str:
@@ -150,6 +152,26 @@ def test_an_absurd_size_is_refused_before_memory_is_taken(write_head, tmp_path, 
     assert "header" in reason(path)
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
-    assert "no such file" in reason(tmp_path / "nowhere.nii.gz")
+def test_a_folder_and_a_file_without_permission_are_reasons(write_head, tmp_path, monkeypatch):
     assert "a folder" in reason(tmp_path)
+    path = write_head()
+    monkeypatch.setattr(type(path), "read_bytes", failing(errno.EACCES))
+    with pytest.raises(NotPermitted, match="read permission"):
+        read_source(path)
+
+
+@pytest.mark.parametrize("method", ["stat", "read_bytes"])
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE])
+def test_a_disk_that_fails_is_not_the_scans_reason(write_head, monkeypatch, method, number):
+    path = write_head()
+    monkeypatch.setattr(type(path), method, failing(number))
+    with pytest.raises(OSError, match=os.strerror(number)) as failure:
+        read_source(path)
+    assert failure.value.errno == number
+
+
+def failing(number):
+    def fail(path, **options):
+        raise OSError(number, os.strerror(number), str(path))
+
+    return fail

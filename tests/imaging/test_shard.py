@@ -1,4 +1,8 @@
+import errno
 import json
+import os
+import traceback
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -7,6 +11,7 @@ import pytest
 
 from fedbrain.errors import StudyError
 from fedbrain.imaging import histogram, layout, quality, registration, shard
+from fedbrain.imaging.faults import is_of_machine
 from fedbrain.imaging.reading import ScanFailure
 from fedbrain.tables import HISTOGRAM, MANIFEST, VOLUMES
 
@@ -118,15 +123,144 @@ def test_a_failed_scan_is_tried_again(heads, tmp_path, write_head):
     assert list(table["reused"]) == [1, 1, 0]
 
 
-def test_a_full_disk_stops_the_job_instead_of_failing_every_scan(heads, tmp_path, monkeypatch):
+def fail_on(monkeypatch, method, number, touched):
+    """From now on ``Path.method`` fails with ``number`` for the paths that ``touched`` picks."""
+    original = getattr(Path, method)
+
+    def failing(path, *arguments, **options):
+        if touched(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, method, failing)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def told(failure):
+    """All that a job's log would hold of an error."""
+    return "".join(traceback.format_exception(failure.value))
+
+
+@pytest.mark.parametrize(
+    ("method", "number"),
+    [("write_bytes", errno.ENOSPC), ("unlink", errno.EROFS), ("write_text", errno.EDQUOT), ("read_text", errno.ESTALE)],
+)
+def test_a_disk_that_fails_under_the_results_stops_the_job_and_the_log_holds_no_subject(
+    heads, tmp_path, monkeypatch, method, number
+):
     paths, mask = heads
+    folder = tmp_path / "out"
+    fail_on(monkeypatch, method, number, lambda path: path.parent == folder)
+    with pytest.raises(OSError, match=os.strerror(number)) as failure:
+        run(manifest(paths, mask), folder)
+    assert (failure.value.errno, failure.value.filename) == (number, str(folder))
+    assert "sub-" not in told(failure)
 
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shard, "_write_nifti", full)
-    with pytest.raises(OSError, match="No space left"):
-        run(manifest(paths, mask), tmp_path / "out")
+def test_a_disk_that_fails_does_not_pass_for_volumes_that_have_to_be_made_anew(heads, tmp_path, monkeypatch):
+    paths, mask = heads
+    scans, folder = manifest({"1": paths["1"]}, mask), tmp_path / "out"
+    run(scans, folder)
+    before = contents(folder)
+    with monkeypatch.context() as patch:
+        fail_on(patch, "read_text", errno.EIO, lambda path: path.parent == folder)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            run(scans, folder)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("which", ["scan", "mask"])
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ESTALE])
+def test_a_source_that_is_lost_or_cannot_be_read_stops_the_job_and_costs_no_volume(
+    heads, tmp_path, monkeypatch, caplog, capfd, number, which
+):
+    paths, mask = heads
+    scans, folder = manifest({"1": paths["1"], "2": paths["2"]}, mask), tmp_path / "out"
+    run(scans, folder)
+    before = contents(folder)
+    lost = {"scan": paths["2"], "mask": Path(mask)}[which]
+    with monkeypatch.context() as patch:
+        fail_on(patch, "read_bytes", number, lambda path: path == lost)
+        with pytest.raises(StudyError) as failure:
+            run(scans, folder)
+    line = {"scan": "line 3 of the shard's manifest: ", "mask": "line 2 of the shard's manifest (mask): "}[which]
+    assert str(failure.value).startswith(f"cohort c, {line}the file cannot be read now ({os.strerror(number)})")
+    assert "mounted" in str(failure.value)
+    printed = capfd.readouterr()
+    for text in (told(failure), caplog.text, printed.out, printed.err):
+        assert "sub-" not in text
+        assert lost.name not in text
+        assert str(tmp_path) not in text
+    assert contents(folder) == before
+    assert list(run(scans, folder)[0]["reused"]) == [1, 1]
+
+
+def test_a_file_without_permission_is_a_row_that_costs_no_volume_and_is_tried_again(heads, tmp_path, monkeypatch):
+    paths, mask = heads
+    scans, folder = manifest(paths, mask), tmp_path / "out"
+    run(scans.iloc[:1], folder)
+    before = contents(folder)
+    closed = (paths["1"], paths["2"])
+    with monkeypatch.context() as patch:
+        fail_on(patch, "read_bytes", errno.EACCES, lambda path: path in closed)
+        table, _ = run(scans, folder)
+    assert list(table["status"]) == ["failed"] * 3
+    assert table["reason"].str.contains("read permission").tolist() == [True, True, False]
+    assert contents(folder) == before
+    with monkeypatch.context() as patch:
+        fail_on(patch, "read_bytes", errno.EACCES, lambda path: path == Path(mask))
+        table, _ = run(scans.iloc[:1], folder)
+    assert table["reason"][0].startswith("the provided brain mask: the file may not be read")
+    assert contents(folder) == before
+    table, _ = run(scans, folder)
+    assert list(table["status"]) == ["ok", "ok", "failed"]
+    assert list(table["reused"]) == [1, 0, 0]
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's, which is a RuntimeError too."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 2.00 GiB"),
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes"),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_or_an_accelerator_that_fails_stops_the_job_and_costs_no_volume(heads, tmp_path, monkeypatch, error):
+    paths, mask = heads
+    scans, folder = manifest({"1": paths["1"]}, mask), tmp_path / "out"
+    run(scans, folder)
+    before = contents(folder)
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(shard, "compute_scan", fail)
+    with pytest.raises(type(error)) as failure:
+        run(scans, folder, interpolation="cubic")
+    assert failure.value is error
+    assert "cohort c, line 2 of the shard's manifest: memory or accelerator failed" in told(failure)
+    assert "sub-" not in told(failure)
+    assert contents(folder) == before
+
+
+def test_torchs_own_errors_are_known_for_the_machines():
+    torch = pytest.importorskip("torch")
+    assert is_of_machine(torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(RuntimeError) as failure:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_of_machine(failure.value)
+    assert not is_of_machine(RuntimeError("The size of tensor a (2) must match the size of tensor b (3)"))
 
 
 def test_a_changed_scan_alone_is_computed_again(heads, tmp_path, write_head):
@@ -219,9 +353,9 @@ def test_a_job_stopped_between_two_files_leaves_nothing_that_is_taken_for_whole(
     assert list(table["status"]) == ["ok", "ok"]
 
 
-def test_a_shard_in_which_all_fail_and_an_empty_one_are_ordinary_tables(tmp_path):
-    missing = {"1": tmp_path / "gone.nii.gz", "2": tmp_path / "gone too.nii.gz"}
-    for scans, rows in ((manifest(missing), 2), (manifest({}), 0)):
+def test_a_shard_in_which_all_fail_and_an_empty_one_are_ordinary_tables(heads, tmp_path):
+    paths, _ = heads
+    for scans, rows in ((manifest({"1": paths["3"], "2": tmp_path}), 2), (manifest({}), 0)):
         table, counts = run(scans, tmp_path / "out")
         assert (table["status"] == "failed").sum() == len(table) == rows
         assert len(counts) == 0

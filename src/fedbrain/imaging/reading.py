@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import math
+import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ FIELD_OF_VIEW = (60.0, 600.0)  # mm along each axis
 
 class ScanFailure(Exception):
     """This scan cannot be used. The message says why and names the mend; it is the ``reason`` in the scan's row."""
+
+
+class NotPermitted(ScanFailure):
+    """The account may not read the file. That says nothing about the scan: what was made of it before stays."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +56,26 @@ class Scan:
 
 
 def read_source(path: str | Path) -> Source:
-    """The bytes of a file with their checksum. Raises ScanFailure where there is no readable file of a sane size."""
+    """The bytes of a file with their checksum.
+
+    Raises:
+        ScanFailure: where this is no file of a sane size; NotPermitted where the account may not read it.
+        OSError: where the file is not there or the disk fails. Files are looked for before a study starts, so one that
+            is missing now is a disk's fault (a mount, a server), not the scan's.
+    """
     path = Path(path)
     try:
         state = path.stat()
-        if not path.is_file():
+        if not stat.S_ISREG(state.st_mode):
             raise ScanFailure("the path is a folder, not a file; give the NIfTI file itself")
         if state.st_size > LARGEST_FILE:
             raise ScanFailure(f"the file has {state.st_size >> 20} MiB, too large for one T1w volume; check the path")
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise ScanFailure("no such file; correct the path or mount the disk that it lies on") from None
     except PermissionError:
-        raise ScanFailure("the file may not be read; give the account of this run read permission") from None
-    except OSError as error:
-        raise ScanFailure(f"the file cannot be read ({error.strerror or error}); copy it anew") from None
+        raise NotPermitted(
+            "the file may not be read; give the account of this run read permission, "
+            "delete the shard's table of volumes and run again"  # a permission changes no time stamp
+        ) from None
     if not content:
         raise ScanFailure("the file is empty; copy or convert it anew")
     return Source(path, content, hashlib.sha256(content).hexdigest(), len(content), state.st_mtime_ns)

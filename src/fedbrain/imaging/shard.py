@@ -1,7 +1,8 @@
 """Preprocesses one shard of scans, each apart from the others.
 
 A scan goes: reading, brain mask, bias field within it, affine to the template, one resampling, intensity
-normalization. What can go wrong with one scan is a row with a reason. Volume, mask and record are each renamed into
+normalization. What can go wrong with one scan is a row with a reason; what goes wrong with the machine (a disk, memory,
+the accelerator) stops the job, and what is made already stays. Volume, mask and record are each renamed into
 place, the record last; a job that is killed loses the scan in work and nothing else.
 """
 
@@ -25,7 +26,8 @@ from tqdm import tqdm
 from fedbrain import registry
 from fedbrain.errors import StudyError
 from fedbrain.imaging import bias_field, histogram, intensity, layout, quality, reading, registration
-from fedbrain.imaging.reading import Scan, ScanFailure, Source
+from fedbrain.imaging.faults import is_of_machine
+from fedbrain.imaging.reading import NotPermitted, Scan, ScanFailure, Source
 from fedbrain.provenance import digest, versions
 from fedbrain.tables import HISTOGRAM, VOLUMES, write_text, written_atomically
 
@@ -55,7 +57,7 @@ def preprocess_shard(
     Args:
         scans: MANIFEST rows.
         folder: where the volumes, masks and records go (see ``layout``); those of scans that are no longer listed, or
-            that fail now, are removed.
+            that fail now, are removed; those of a scan that the account may not read now stay, without a good row.
         recipe: what RECIPE_DEFAULTS lists, as far as it differs.
         cohort: its name, for messages.
         device: "cpu" or "cuda", for the brain extractor only.
@@ -63,8 +65,10 @@ def preprocess_shard(
         VOLUMES rows with the QC columns, in the order of ``scans``, and the HISTOGRAM of the scans that are ok, stages
         ``before`` (bias-corrected) and ``after`` normalization.
     Raises:
-        StudyError: for an unknown recipe or a scan that is listed twice; never for a bad scan.
-        OSError: where the results cannot be written.
+        StudyError: for an unknown recipe, a scan that is listed twice, or a disk that fails while a scan is read; never
+            for a bad scan.
+        OSError: where results cannot be written or looked up. Its path is ``folder``, which names no subject.
+        MemoryError, RuntimeError: where memory ran out or the accelerator failed.
     """
     recipe, folder = complete_recipe(recipe), Path(folder)
     doubled = scans["scan"][scans["scan"].duplicated()].unique()
@@ -72,12 +76,15 @@ def preprocess_shard(
         raise StudyError(
             f"cohort {cohort}: {len(doubled)} scan ids are listed twice in one shard; delete results/cohorts and run again"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder, scans["scan"])
+    with _errors_name_only(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder, scans["scan"])
     method = _method(recipe)
     rows, histograms = [], {"before": [], "after": []}
-    for scan in tqdm(scans.to_dict("records"), desc=f"{cohort}: scans", unit="scan", mininterval=5):
-        row, record = _preprocess_or_reuse(scan, folder, recipe, method, device)
+    listed = tqdm(scans.to_dict("records"), desc=f"{cohort}: scans", unit="scan", mininterval=5)
+    for line, scan in enumerate(listed, start=2):  # line 1 of a manifest is its header
+        place = f"cohort {cohort}, line {line} of the shard's manifest"  # in place of the path, which names the subject
+        row, record = _preprocess_or_reuse(scan, folder, recipe, method, device, place)
         rows.append(row)
         for stage, counts in record.get("histograms", {}).items():
             histograms[stage].append(_unpack(counts))
@@ -120,21 +127,23 @@ def complete_recipe(recipe: Mapping) -> dict:
     return full
 
 
-def _preprocess_or_reuse(scan: Mapping, folder: Path, recipe: dict, method: dict, device: str) -> tuple[dict, dict]:
-    """The scan's VOLUMES row and its record, which is empty where it failed."""
+def _preprocess_or_reuse(
+    scan: Mapping, folder: Path, recipe: dict, method: dict, device: str, place: str
+) -> tuple[dict, dict]:
+    """The scan's VOLUMES row and its record, which is empty where it failed. ``place`` says where, for messages."""
     row = {
         "scan": scan["scan"],
         "subject": scan["subject"],
         "session": scan["session"],
         "fingerprint": scan["fingerprint"],
     }
-    start = time.perf_counter()
+    start, keep = time.perf_counter(), False
     try:
-        source = reading.read_source(scan["path"])
+        source = _read(scan["path"], place)
         row |= {"size": source.size, "mtime_ns": source.mtime_ns, "sha256": source.sha256}
         mask_source = None
         if recipe["extractor"] == "provided" and not pd.isna(scan["mask"]):
-            mask_source = _of_mask(reading.read_source, scan["mask"])
+            mask_source = _of_mask(_read, scan["mask"], f"{place} (mask)")
         key = digest(method | {"source": source.sha256, "mask": mask_source and mask_source.sha256})
         row |= {"key": key}
         record = _kept_record(folder, scan["scan"], key)
@@ -146,16 +155,31 @@ def _preprocess_or_reuse(scan: Mapping, folder: Path, recipe: dict, method: dict
         measured = {"seconds": record["seconds"]} | record["quality"]
         return row | {"status": "ok", "reason": None, "reused": int(reused)} | measured, record
     except ScanFailure as failure:
-        reason = str(failure)
+        reason, keep = str(failure), isinstance(failure, NotPermitted)
     except (OSError, ImportError, StudyError):
         raise  # a full disk or a broken installation is no scan's fault; every scan would fail by it
     except Exception as error:  # one scan never stops the others
+        if is_of_machine(error):
+            error.add_note(f"{place}: memory or accelerator failed; run again, with more memory or fewer jobs at once")
+            raise
         # The traceback may hold a path, and a path a subject's id: the reason goes to the table, not to the log.
         logger.warning("a scan failed in an unforeseen way (%s)", type(error).__name__)
         reason = f"unforeseen: {type(error).__name__}: {error}; report this with the software's versions"
-    _remove(folder, scan["scan"])
+    if not keep:
+        _remove(folder, scan["scan"])
     row |= {"status": "failed", "reason": " ".join(reason.split()), "reused": 0}
     return row | {"seconds": round(time.perf_counter() - start, 3)}, {}
+
+
+def _read(path: str, place: str) -> Source:
+    try:
+        return reading.read_source(path)
+    except OSError as error:
+        # Not even its folder may be told: in BIDS that is the subject's. The cause is hidden for the same reason.
+        raise StudyError(
+            f"{place}: the file cannot be read now ({error.strerror or type(error).__name__}), though the study began "
+            "with all files there; see that its disk is mounted here and sound, and run again. Volumes that are made stay"
+        ) from None
 
 
 def compute_scan(
@@ -246,11 +270,11 @@ def _measure(brain, scan: Scan, log_field, inside, values, mask, scanner_to_mni)
     return {name: round(value, 6) if math.isfinite(value) else None for name, value in measured.items()}
 
 
-def _of_mask(read, argument):
+def _of_mask(read, *arguments):
     try:
-        return read(argument)
+        return read(*arguments)
     except ScanFailure as failure:
-        raise ScanFailure(f"the provided brain mask: {failure}") from None
+        raise type(failure)(f"the provided brain mask: {failure}") from None
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
@@ -291,29 +315,39 @@ def code_digest(text: str) -> str:
 def _kept_record(folder: Path, scan: str, key: str) -> dict | None:
     """The record of an earlier run, if it was made the same way and its volume and mask are there, whole."""
     try:
-        record = json.loads(layout.sidecar_path(folder, scan).read_text())
-        sizes = {
-            "volume": layout.volume_path(folder, scan).stat().st_size,
-            "mask": layout.mask_path(folder, scan).stat().st_size,
-        }
+        with _errors_name_only(folder):
+            record = json.loads(layout.sidecar_path(folder, scan).read_text())
+            sizes = {
+                "volume": layout.volume_path(folder, scan).stat().st_size,
+                "mask": layout.mask_path(folder, scan).stat().st_size,
+            }
         return record if record["key"] == key and record["bytes"] == sizes else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # a disk's fault goes on: it must not pass for a volume that has to be made anew
 
 
 # Files --------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _errors_name_only(folder: Path):
+    """An OSError in here names the folder in the place of the file, whose name would tell the subject to the log."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or type(error).__name__, str(folder)) from None
+
+
 def _write(folder: Path, scan: str, volume: np.ndarray, mask: np.ndarray, record: dict) -> None:
-    # An old record must not outlive its volume, not even for the moment between two renames.
-    layout.sidecar_path(folder, scan).unlink(missing_ok=True)
-    sizes = {
-        "volume": _write_nifti(volume, layout.volume_path(folder, scan)),
-        "mask": _write_nifti(mask.astype(np.uint8), layout.mask_path(folder, scan)),
-    }
-    write_text(
-        json.dumps(record | {"bytes": sizes}, indent=1, sort_keys=True) + "\n", layout.sidecar_path(folder, scan)
-    )
+    with _errors_name_only(folder):
+        # An old record must not outlive its volume, not even for the moment between two renames.
+        layout.sidecar_path(folder, scan).unlink(missing_ok=True)
+        sizes = {
+            "volume": _write_nifti(volume, layout.volume_path(folder, scan)),
+            "mask": _write_nifti(mask.astype(np.uint8), layout.mask_path(folder, scan)),
+        }
+        text = json.dumps(record | {"bytes": sizes}, indent=1, sort_keys=True) + "\n"
+        write_text(text, layout.sidecar_path(folder, scan))
 
 
 def _write_nifti(values: np.ndarray, path: Path) -> int:
@@ -331,8 +365,10 @@ def _write_nifti(values: np.ndarray, path: Path) -> int:
 
 
 def _remove(folder: Path, scan: str) -> None:
-    for path in (layout.sidecar_path(folder, scan), layout.volume_path(folder, scan), layout.mask_path(folder, scan)):
-        path.unlink(missing_ok=True)
+    ours = (layout.sidecar_path(folder, scan), layout.volume_path(folder, scan), layout.mask_path(folder, scan))
+    with _errors_name_only(folder):
+        for path in ours:
+            path.unlink(missing_ok=True)
 
 
 def _remove_stale(folder: Path, scans) -> None:
