@@ -28,6 +28,7 @@ train_cell(
     aggregation_options=snakemake.params.aggregation,
     training=snakemake.params.training,
     seed=int(snakemake.wildcards.seed),
+    code=snakemake.params.code,
     folder=Path(snakemake.output.summary).parent,
     device=pick_device(snakemake.resources.gpu),
 )

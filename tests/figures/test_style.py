@@ -97,3 +97,24 @@ def test_a_cohort_keeps_its_colour_and_no_two_look_alike():
 def test_a_long_name_keeps_both_ends():
     assert short_name("hospital", 8) == "hospital"
     assert short_name("university_hospital_north", 11) == "unive…north"
+
+
+def test_an_alarm_stands_beside_the_figure_and_covers_nothing(tmp_path):
+    import matplotlib.image as image
+    from matplotlib.figure import Figure
+
+    def saved(name, alarm):
+        figure = Figure(figsize=(4, 2), layout="constrained")
+        figure.subplots().plot([0, 1], [0, 1], label="line")
+        figure.legend(loc="outside upper center")
+        save_figure(figure, tmp_path / f"{name}.svg", tmp_path / f"{name}.png", alarm=alarm)
+        return image.imread(tmp_path / f"{name}.png")
+
+    def red(pixels):
+        return (pixels[..., 0] > 0.5) & (pixels[..., 1] < 0.2) & (pixels[..., 2] < 0.4)
+
+    plain, alarmed = saved("plain", None), saved("alarmed", "Untrained encoder")
+    assert alarmed.shape[0] == plain.shape[0]
+    assert alarmed.shape[1] - plain.shape[1] == 50  # a quarter of an inch at 200 dots per inch
+    assert red(alarmed[:, plain.shape[1] :]).sum() > 50
+    assert not red(alarmed[:, : plain.shape[1]]).any()

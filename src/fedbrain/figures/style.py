@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from fedbrain.tables import written_atomically
 
@@ -177,12 +178,18 @@ def save_figure(
 ) -> None:
     """Writes the figure as SVG and as PNG (200 dots per inch), the same bytes for the same figure.
 
-    ``alarm`` is a line in red above everything: what must not be forgotten where the figure stands without its caption.
+    ``alarm`` is a line in red along the right edge: what must not be forgotten where the figure has lost its caption.
     """
+    width, height = figure.get_size_inches()
+    room = 0.25 if alarm else 0.0  # inches, added at the right, where no figure has a legend
     with mpl.rc_context(STYLE):
         if alarm:
-            figure.suptitle(alarm, color=ALARM, fontsize=9, fontweight="bold", x=0.01, ha="left")
+            figure.draw_without_rendering()  # lay everything out in the figure's own size,
+            figure.set_layout_engine("none")  # and leave it there when the page grows
+            place = {"x": 1 + 0.06 / width, "y": 0.5, "va": "center", "rotation": 270, "in_layout": False}
+            figure.text(s=alarm, color=ALARM, fontsize=9, fontweight="bold", **place)
+        page = Bbox([[0, 0], [width + room, height]])
         with written_atomically(svg_path) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+            figure.savefig(temporary, format="svg", bbox_inches=page, metadata={"Date": None, "Creator": None})
         with written_atomically(png_path) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
+            figure.savefig(temporary, format="png", bbox_inches=page, metadata={"Software": None})
