@@ -173,7 +173,7 @@ def scan_fingerprint(row: Mapping, options: Mapping, seed: int) -> str:
     options = OPTIONS | dict(options)
     who = {key: str(row[key]) for key in ("subject", "session", "diagnosis", "age", "sex")}
     how = {"effect": float(options["effect"]), "scanner": describe(find_scanner(options["scanner"]))}
-    return f"phantom {digest([_code(), seed, who, how])}"
+    return f"fedbrain phantom {digest([_code(), seed, who, how])}"
 
 
 @cache
