@@ -23,8 +23,8 @@ from fedbrain.figures.style import (
     subject_counts,
     text_figure,
 )
+from fedbrain.registry import REFERENCES  # no federation: drawn hollow, on a grey band
 
-REFERENCES = ("centralized", "local")  # no federation: drawn hollow, on a grey band
 COLUMNS = 3
 
 

@@ -10,6 +10,8 @@ from html import escape
 
 import pandas as pd
 
+from fedbrain.registry import REFERENCES
+
 NONE = "–"
 SITE_ONLY = ("site_only", "none", "none")  # the baseline among the cells
 
@@ -188,7 +190,7 @@ def _main_result(study: Mapping, performance: pd.DataFrame) -> str:
     pooled = {cell: aucs.get((*cell, "pooled")) for cell in _cells_of(performance)}
     known = {cell: row for cell, row in pooled.items() if row is not None and not pd.isna(row["value"])}
     site = known.pop(SITE_ONLY, None)
-    federated = {cell: row for cell, row in known.items() if cell[2] not in ("centralized", "local")}
+    federated = {cell: row for cell, row in known.items() if cell[2] not in REFERENCES}
     sentences = []
     if federated:
         cell = max(federated, key=lambda key: federated[key]["value"])
@@ -198,7 +200,7 @@ def _main_result(study: Mapping, performance: pd.DataFrame) -> str:
             f"{row['subjects']} test subjects ({row['positives']} {study['class_names'][1]}). It is the best of "
             f"{len(federated)} cells, picked after looking at the test subjects, so its value is optimistic."
         )
-        for reference in ("centralized", "local"):
+        for reference in REFERENCES:
             other = known.get((cell[0], cell[1], reference))
             if other is not None:
                 sentences.append(f"With the same head, {reference} training reaches {_interval(other)}.")
