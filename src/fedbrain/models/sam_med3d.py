@@ -25,6 +25,7 @@ keys, one of them for all pads: 52 instead of 184 GMACs. Gradients take the same
 sees zeros at the pads; the pad is therefore sent through qkv as a real zero token, whatever qkv is.
 """
 
+import argparse
 import logging
 from pathlib import Path
 
@@ -32,14 +33,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedbrain.models.weights import read_image_encoder_weights
+from fedbrain.models.cards import CARDS
+from fedbrain.models.encoder import Encoder
+from fedbrain.models.weights import Layout, read_weights
 
 logger = logging.getLogger(__name__)
 
-IMAGE, PATCH, GRID, WINDOW = 128, 16, 8, 14  # voxels, voxels, tokens, tokens; each along one axis
+PATCH, GRID, WINDOW = 16, 8, 14  # voxels, tokens, tokens; each along one axis
 WIDTH, HEADS, DEPTH, CHANNELS = 768, 12, 12, 384
 GLOBAL_BLOCKS = (2, 5, 8, 11)
 TOKENS = GRID**3
+
+# The whole model's weights, beside the optimizer's state and the training arguments (argparse.Namespace). The weights of
+# the prompt encoder and the mask decoder are left aside.
+CHECKPOINT = Layout(
+    card=CARDS["sam_med3d"],
+    container="model_state_dict",
+    prefix="image_encoder.",
+    classes=(argparse.Namespace,),
+    hint="its registry name vit_b is another network, and files made for that one do not fit",
+)
 
 
 def gather_positions(table: Tensor, queries: int, keys: int) -> Tensor:
@@ -153,14 +166,16 @@ class PatchEmbedding(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)  # (B, 512, 768)
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(Encoder):
     """SAM-Med3D's image encoder: (B, 1, 128, 128, 128) -> (B, 384, 8, 8, 8); 92,924,928 parameters.
 
-    Input: T1w at 1.5 mm isotropic, axes (x, y, z) in canonical (RAS) order, z-scored by the voxels > 0.
-    ``forward`` is ``from_tokens(tokens(x, k), k)`` for every k in 0..12; with the first k blocks frozen, ``tokens(x, k)``
-    can be computed once per scan and kept. New modules hold random weights (torch's global generator), see
+    The study's volume is its published input as it is. New modules hold random weights (torch's global generator), see
     ``load_image_encoder``.
     """
+
+    card = CARDS["sam_med3d"]
+    projections = {"qkv": "attn.qkv", "proj": "attn.proj", "lin1": "mlp.lin1", "lin2": "mlp.lin2"}
+    prefix = ("patch_embed", "pos_embed")
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,23 +192,11 @@ class ImageEncoder(nn.Module):
             if "pos" in name:  # ours: the reference starts these tables at zero and learns them
                 nn.init.trunc_normal_(parameter, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.from_tokens(self.tokens(x, 0), 0)
+    def embed(self, x: Tensor) -> Tensor:
+        return self.patch_embed(x) + self.pos_embed.flatten(1, 3)  # (B, 512, 768)
 
-    def tokens(self, x: Tensor, upto: int) -> Tensor:
-        """The token grid that enters block ``upto``: (B, 1, 128, 128, 128) -> (B, 512, 768)."""
-        if x.shape[1:] != (1, IMAGE, IMAGE, IMAGE):
-            raise ValueError(f"the encoder takes (B, 1, {IMAGE}, {IMAGE}, {IMAGE}), not {tuple(x.shape)}")
-        x = self.patch_embed(x) + self.pos_embed.flatten(1, 3)
-        for block in self.blocks[:upto]:
-            x = block(x)
-        return x
-
-    def from_tokens(self, x: Tensor, start: int) -> Tensor:
-        """Blocks ``start`` to 11 and the neck: (B, 512, 768) -> (B, 384, 8, 8, 8)."""
-        for block in self.blocks[start:]:
-            x = block(x)
-        return self.neck(x.transpose(1, 2).unflatten(2, (GRID, GRID, GRID)))
+    def output(self, t: Tensor) -> Tensor:
+        return self.neck(t.transpose(1, 2).unflatten(2, (GRID, GRID, GRID)))  # (B, 384, 8, 8, 8)
 
 
 def load_image_encoder(path: str | Path | None, *, seed: int = 0) -> ImageEncoder:
@@ -214,5 +217,5 @@ def load_image_encoder(path: str | Path | None, *, seed: int = 0) -> ImageEncode
     with torch.device("meta"):  # nothing is drawn only to be overwritten
         encoder = ImageEncoder()
     shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
-    encoder.load_state_dict(read_image_encoder_weights(path, shapes), assign=True)
+    encoder.load_state_dict(read_weights(path, shapes, CHECKPOINT), assign=True)
     return encoder.eval()
