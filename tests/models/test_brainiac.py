@@ -97,6 +97,12 @@ def test_a_scan_does_not_depend_on_the_rest_of_its_batch(volume):
     assert not together[2].any()  # an empty volume stays empty
 
 
+def test_the_input_is_float32_under_autocast(volume):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = published_input(volume)
+    assert torch.equal(ours, published_input(volume))
+
+
 def test_the_published_file_gives_the_published_networks_tokens(file, reference, volume, published):
     encoder = load_brainiac(file)
     assert not encoder.training

@@ -198,9 +198,9 @@ def test_lightnings_own_dict_is_read_without_lightning(path):
 
 def test_the_permission_for_the_arguments_class_does_not_outlast_the_call(path, published):
     torch.save(published.checkpoint(), path)
-    before = torch.serialization.get_safe_globals()
+    before = set(torch.serialization.get_safe_globals())
     read(path, published)
-    assert torch.serialization.get_safe_globals() == before
+    assert set(torch.serialization.get_safe_globals()) == before
     assert argparse.Namespace not in before
 
 
