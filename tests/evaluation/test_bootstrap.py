@@ -7,6 +7,8 @@ from fedbrain.evaluation.bootstrap import (
     auc_interval,
     interval,
     intervals,
+    limits,
+    replicates,
     resampled_counts,
     seed_mean_interval,
     subject_strata,
@@ -42,6 +44,21 @@ def test_one_scan_per_subject_agrees_with_scipys_two_sample_bootstrap(method, le
     assert value == pytest.approx(roc_auc_score(labels, scores))
     # Two independent sets of 20,000 resamples: their limits differ by Monte Carlo error, about 0.001 here.
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=4e-3)
+
+
+@pytest.mark.parametrize("scans", [1, 3])
+def test_every_resample_equals_scikit_learn_on_the_drawn_subjects(scans):
+    rng = np.random.default_rng(21)
+    subjects = np.repeat(np.arange(40), scans)
+    labels = (subjects % 3 == 0).astype(int)
+    scores = np.round(norm.cdf(rng.normal(size=len(labels)) + labels), 1)  # with ties
+    subject, strata = subject_strata(labels, subjects)
+    drawn = replicates({"auc": auc}, labels, [scores, 1 - scores], subject, strata, resamples=50, seed=4)["auc"]
+    (counts,) = resampled_counts(strata, 50, 4, block=50)
+    for resample in range(50):
+        copies = np.repeat(np.arange(len(labels)), counts[subject, resample].astype(int))
+        for values, of_model in zip(drawn, (scores, 1 - scores)):
+            assert values[resample] == pytest.approx(roc_auc_score(labels[copies], of_model[copies]), abs=1e-12)
 
 
 def test_balanced_accuracy_agrees_with_binomial_counts():
@@ -145,3 +162,29 @@ def test_a_wrong_method_or_level_is_refused():
         auc_interval([0, 1], [0, 1], [1, 2], method="basic")
     with pytest.raises(ValueError, match="between 0 and 1"):
         auc_interval([0, 1], [0, 1], [1, 2], level=95)
+
+
+def test_strata_of_groups_keep_the_size_of_each_group():
+    labels, subjects = [0, 0, 1, 1, 0, 1], ["a", "b", "c", "d", "e", "c"]
+    groups = ["f", "m", "m", "f", "m", "f"]
+    subject, strata = subject_strata(labels, subjects, groups)
+    assert subject.tolist() == [0, 1, 2, 3, 4, 2]
+    # f: control a, cases c (the first of its groups) and d; m: controls b and e.
+    assert [stratum.tolist() for stratum in strata] == [[0], [2, 3], [1, 4]]
+    with pytest.raises(ValueError, match="one per scan"):
+        subject_strata(labels, subjects, groups[:2])
+
+
+def test_resamples_without_a_value_are_left_out_and_counted():
+    # Only x supplies a control: a resample without x has no AUC. Both subjects are in the stratum of cases.
+    found = intervals({"auc": auc}, [0, 1, 1], [[0.5, 0.4, 0.6]], ["x", "x", "y"], resamples=4000)["auc"]
+    assert found.undefined == pytest.approx(1 / 4, abs=0.03)
+    assert intervals({"auc": auc}, [0, 1], [[0.5, 0.6]], ["x", "y"], resamples=10)["auc"].undefined == 0
+
+
+def test_an_infinite_resample_keeps_its_rank_and_an_infinite_limit_is_no_limit():
+    values = np.r_[np.arange(99.0), np.inf]
+    assert limits(values, 50, 0.9) == pytest.approx((4.95, 94.05))
+    low, high = limits(np.r_[np.arange(80.0), np.full(20, np.inf)], 50, 0.9)
+    assert low == pytest.approx(4.95)
+    assert np.isnan(high)

@@ -2,9 +2,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    recall_score,
+    roc_auc_score,
+)
 
-from fedbrain.evaluation.metrics import METRICS, auc, balanced_accuracy, reason_undefined, sensitivity, specificity
+from fedbrain.evaluation.metrics import (
+    METRICS,
+    auc,
+    average_precision,
+    balanced_accuracy,
+    brier,
+    reason_undefined,
+    sensitivity,
+    specificity,
+)
 
 
 @st.composite
@@ -25,6 +40,10 @@ def test_metrics_agree_with_scikit_learn_with_and_without_weights(case):
     labels, scores, weights = case
     for w in (None, weights):
         assert auc(labels, scores, w) == pytest.approx(roc_auc_score(labels, scores, sample_weight=w), abs=1e-12)
+        assert average_precision(labels, scores, w) == pytest.approx(
+            average_precision_score(labels, scores, sample_weight=w), abs=1e-12
+        )
+        assert brier(labels, scores, w) == pytest.approx(brier_score_loss(labels, scores, sample_weight=w), abs=1e-12)
         called = scores >= 0.5
         assert sensitivity(labels, scores, w) == pytest.approx(recall_score(labels, called, sample_weight=w))
         assert specificity(labels, scores, w) == pytest.approx(
@@ -42,7 +61,16 @@ def test_a_block_of_weightings_equals_one_weighting_at_a_time(case):
     block = np.stack([weights, np.ones_like(weights), weights[::-1]], axis=1)
     for metric in METRICS.values():
         one_by_one = [metric(labels, scores, column) for column in block.T]
-        np.testing.assert_array_equal(metric(labels, scores, block), one_by_one)
+        np.testing.assert_allclose(metric(labels, scores, block), one_by_one, rtol=1e-14)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scored_scans())
+def test_integer_weights_are_copies(case):
+    labels, scores, weights = case
+    copied = np.repeat(np.arange(len(labels)), weights.astype(int))
+    for metric in METRICS.values():
+        assert metric(labels, scores, weights) == pytest.approx(metric(labels[copied], scores[copied]), abs=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -59,16 +87,35 @@ def test_auc_by_hand():
     assert auc([1, 1, 0, 0], [0.9, 0.5, 0.1, 0.5]) == 3.5 / 4
 
 
+def test_average_precision_and_brier_by_hand():
+    # From .9 down: case (1/1), tie of case and control (2/3). Each case is half of the recall.
+    assert average_precision([1, 1, 0, 0], [0.9, 0.5, 0.1, 0.5]) == pytest.approx((1 + 2 / 3) / 2)
+    assert brier([1, 0], [0.8, 0.4]) == pytest.approx((0.2**2 + 0.4**2) / 2)
+
+
+def test_a_brier_score_needs_probabilities():
+    assert np.isnan(brier([0, 1], [0.2, 1.5]))
+
+
+def test_another_threshold_can_be_asked_for():
+    labels, scores = [1, 1, 0, 0], [0.9, 0.4, 0.35, 0.1]
+    assert sensitivity(labels, scores, threshold=0.38) == 1
+    assert specificity(labels, scores, threshold=0.3) == 0.5
+    assert balanced_accuracy(labels, scores, threshold=0.3) == 0.75
+
+
 def test_the_threshold_itself_counts_as_a_case():
     assert sensitivity([1, 1], [0.5, 0.49]) == 0.5
     assert specificity([0, 0], [0.5, 0.49]) == 0.5
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_one_class_has_no_auc_and_no_balanced_accuracy_but_its_own_rate(label):
+def test_one_class_has_its_own_rate_and_a_brier_score_and_nothing_that_compares_classes(label):
     labels, scores = [label] * 3, [0.2, 0.6, 0.7]
     assert np.isnan(auc(labels, scores))
     assert np.isnan(balanced_accuracy(labels, scores))
+    assert np.isnan(average_precision(labels, scores))
+    assert brier(labels, scores) == pytest.approx(np.mean((np.array(scores) - label) ** 2))
     values = {"sensitivity": sensitivity(labels, scores), "specificity": specificity(labels, scores)}
     own, other = ("sensitivity", "specificity") if label else ("specificity", "sensitivity")
     assert values[own] == pytest.approx(2 / 3 if label else 1 / 3)

@@ -5,8 +5,10 @@ import pytest
 from fedbrain.errors import StudyError
 from fedbrain.evaluation.baseline import site_only
 from fedbrain.evaluation.bootstrap import auc_interval, seed_mean_interval
-from fedbrain.evaluation.metrics import METRICS, auc
-from fedbrain.evaluation.performance import performance
+from fedbrain.evaluation.calibration import calibration_slope
+from fedbrain.evaluation.comparison import delong_interval, score_interval
+from fedbrain.evaluation.metrics import auc
+from fedbrain.evaluation.performance import ROWS, performance
 from fedbrain.tables import PERFORMANCE, PREDICTIONS, SPLITS, read_table, write_table
 
 CLIENTS = ["north", "south", "controls", "empty"]
@@ -54,7 +56,7 @@ def table():
 
 def test_every_cell_has_every_client_and_metric_and_survives_the_disk(table, tmp_path):
     assert list(table.columns) == list(PERFORMANCE)
-    assert len(table) == 3 * (len(CLIENTS) + 1) * len(METRICS)
+    assert len(table) == 3 * (len(CLIENTS) + 1) * len(ROWS)
     write_table(table, tmp_path / "performance.tsv")
     pd.testing.assert_frame_equal(read_table(tmp_path / "performance.tsv", PERFORMANCE), table)
 
@@ -65,9 +67,36 @@ def test_a_client_row_is_the_interval_of_its_own_subjects_over_all_seeds(table):
     scores = [frame["score"].to_numpy(float) for frame in frames]
     expected = seed_mean_interval(auc, labels, scores, subjects, resamples=500)
     found = row(table, "north", aggregation="fedavg")
-    assert tuple(found[["value", "low", "high", "seed_sd"]]) == pytest.approx(tuple(expected))
+    assert tuple(found[["value", "low", "high", "seed_sd"]]) == pytest.approx(expected[:4])
     assert found[["seeds", "subjects", "positives", "negatives"]].tolist() == [3, 20, 8, 12]
     assert pd.isna(found["note"])
+
+
+def test_the_auc_stands_again_with_intervals_that_need_no_resampling():
+    frame = predictions()
+    found = performance({FEDAVG: {0: frame}}, clients=CLIENTS, resamples=50)
+    north = frame.query("cohort == 'north'")
+    expected = delong_interval(north["label"].to_numpy(int), north["score"].to_numpy(float))
+    columns = ["value", "low", "high"]
+    assert tuple(row(found, "north", "auc_delong")[columns]) == pytest.approx(expected)
+    assert tuple(row(found, "north", "auc_score")[columns]) == pytest.approx(
+        (expected[0], *score_interval(expected[0], 8, 12))
+    )
+
+
+def test_a_calibration_slope_has_a_value_or_a_reason():
+    frame = predictions()
+    labels, scores = frame["label"].to_numpy(int), frame["score"].to_numpy(float)
+    separated = frame.assign(score=0.3 + 0.4 * frame["label"])
+    found, without = (performance({FEDAVG: {0: table}}, clients=CLIENTS, resamples=300) for table in (frame, separated))
+    pooled = row(found, "pooled", "calibration_slope")
+    assert pooled["value"] == pytest.approx(calibration_slope(labels, scores))
+    assert pooled["low"] < pooled["value"] < pooled["high"]
+    none = row(without, "pooled", "calibration_slope")
+    assert none[["value", "low", "high"]].isna().all()
+    assert none["note"] == "the score separates cases from controls: the calibration slope has no finite value"
+    assert row(without, "pooled", "auc_delong")["note"].startswith("complete separation")
+    assert row(without, "pooled", "auc_score")["low"] > 0.8
 
 
 def test_the_same_id_in_two_cohorts_is_two_subjects(table):

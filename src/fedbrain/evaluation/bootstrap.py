@@ -29,12 +29,16 @@ BLOCK = 1 << 18  # weights (scans x resamples) computed at once: 2 MB, which sta
 
 
 class Interval(NamedTuple):
-    """A metric's value, its interval over subjects, and its standard deviation over seeds (NaN for one seed)."""
+    """A metric's value, its interval over subjects, and its standard deviation over seeds (NaN for one seed).
+
+    undefined: the share of resamples in which the metric has no value; they are left out of the interval.
+    """
 
     value: float
     low: float
     high: float
     seed_sd: float
+    undefined: float = 0.0
 
 
 def auc_interval(labels, scores, subjects, *, resamples=10_000, seed=0, method="percentile", level=0.95):
@@ -72,50 +76,122 @@ def intervals(
     scores_by_seed: Sequence,
     subjects,
     *,
+    groups=None,
     resamples: int = 10_000,
     seed: int = 0,
     method: str = "percentile",
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """:func:`seed_mean_interval` for several metrics, which share the resamples."""
+    """:func:`seed_mean_interval` for several metrics, which share the resamples.
+
+    groups: (N,) where subjects are to be drawn within strata of label and group (see :func:`subject_strata`).
+    A value or a limit that is infinite (a calibration slope under separation) is NaN here.
+    """
+    check_options(resamples, method, level)
+    labels, scores_by_seed = np.asarray(labels), np.asarray(scores_by_seed, dtype=float)
+    if scores_by_seed.ndim != 2 or not len(scores_by_seed):
+        raise ValueError(f"scores {scores_by_seed.shape} must be (seeds, scans)")
+    subject, strata = subject_strata(labels, subjects, groups)
+    by_seed = {name: np.array([metric(labels, s) for s in scores_by_seed]) for name, metric in metrics.items()}
+    defined = {name: metrics[name] for name, values in by_seed.items() if np.isfinite(values).all()}
+    drawn = replicates(defined, labels, scores_by_seed, subject, strata, resamples=resamples, seed=seed)
+    influence = jackknife(defined, labels, scores_by_seed, subject, strata) if method == "bca" else {}
+
+    results = {}
+    for name, values in by_seed.items():
+        value, low, high, undefined = float(values.mean()) if name in defined else np.nan, np.nan, np.nan, 0.0
+        if name in defined:
+            with np.errstate(invalid="ignore"):  # slopes of +inf and -inf have no mean
+                means = drawn[name].mean(axis=0)
+                left_out = [stratum.mean(axis=0) for stratum in influence[name]] if influence else None
+            low, high = limits(means, value, level, left_out)
+            undefined = float(np.isnan(means).mean())
+        seed_sd = float(values.std(ddof=1)) if len(values) > 1 and name in defined else np.nan
+        results[name] = Interval(value, low, high, seed_sd, undefined)
+    return results
+
+
+def check_options(resamples: int, method: str, level: float) -> None:
+    """Raises ValueError where an option of a bootstrap is out of its range."""
     if method not in METHODS:
         raise ValueError(f"method {method!r} is not known; known: {', '.join(METHODS)}")
     if not 0 < level < 1:
         raise ValueError(f"level {level} must be between 0 and 1")
     if resamples < 1:
         raise ValueError(f"resamples {resamples} must be 1 or more")
-    labels, scores_by_seed = np.asarray(labels), np.asarray(scores_by_seed, dtype=float)
-    if scores_by_seed.ndim != 2 or not len(scores_by_seed):
-        raise ValueError(f"scores {scores_by_seed.shape} must be (seeds, scans)")
-    subject, strata = subject_strata(labels, subjects)
-    by_seed = {name: np.array([metric(labels, s) for s in scores_by_seed]) for name, metric in metrics.items()}
-    defined = {name: metrics[name] for name, values in by_seed.items() if np.isfinite(values).all()}
-
-    replicates = {name: np.empty(resamples) for name in defined}
-    jackknives = {}
-    if defined:
-        done = 0
-        for counts in resampled_counts(strata, resamples, seed, block=max(1, BLOCK // max(1, len(labels)))):
-            weights = counts[subject]  # (N, block)
-            for name, metric in defined.items():
-                replicates[name][done : done + weights.shape[1]] = _seed_mean(metric, labels, scores_by_seed, weights)
-            done += weights.shape[1]
-        if method == "bca":
-            jackknives = _jackknife(defined, labels, scores_by_seed, subject, strata)
-
-    results = {}
-    for name, values in by_seed.items():
-        value, low, high = float(values.mean()), np.nan, np.nan
-        if name in defined:
-            low, high = _limits(replicates[name], value, level, jackknives.get(name))
-        results[name] = Interval(value, low, high, float(values.std(ddof=1)) if len(values) > 1 else np.nan)
-    return results
 
 
-def subject_strata(labels, subjects) -> tuple[np.ndarray, list[np.ndarray]]:
+def replicates(
+    metrics: Mapping[str, Metric], labels, scores, subject, strata, *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Each metric of each vector of scores in each resample: (K, resamples) per metric.
+
+    scores: (K, N), for example K seeds or K models on the same scans; all meet the same resamples.
+    subject, strata: as :func:`subject_strata` gives them.
+    """
+    result = {name: np.empty((len(scores), resamples)) for name in metrics}
+    if not metrics:
+        return result
+    done = 0
+    for counts in resampled_counts(strata, resamples, seed, block=max(1, BLOCK // max(1, len(labels)))):
+        weights = counts[subject]  # (N, block)
+        for name, metric in metrics.items():
+            for k, vector in enumerate(scores):
+                result[name][k, done : done + weights.shape[1]] = metric(labels, vector, weights)
+        done += weights.shape[1]
+    return result
+
+
+def jackknife(metrics: Mapping[str, Metric], labels, scores, subject, strata) -> dict[str, list[np.ndarray]]:
+    """For each metric the values without each subject in turn: (K, subjects) for each stratum of two subjects or more."""
+    result = {name: [] for name in metrics}
+    subjects = sum(len(stratum) for stratum in strata)
+    block = max(1, BLOCK // max(1, len(labels)))
+    for stratum in strata:
+        if len(stratum) == 1:  # nothing would be left to estimate from
+            continue
+        parts = {name: np.empty((len(scores), len(stratum))) for name in metrics}
+        for start in range(0, len(stratum), block):
+            left_out = stratum[start : start + block]
+            counts = np.ones((subjects, len(left_out)))
+            counts[left_out, np.arange(len(left_out))] = 0
+            weights = counts[subject]
+            for name, metric in metrics.items():
+                for k, vector in enumerate(scores):
+                    parts[name][k, start : start + block] = metric(labels, vector, weights)
+        for name in metrics:
+            result[name].append(parts[name])
+    return result
+
+
+def limits(values, value: float, level: float, jackknife: Sequence | None = None) -> tuple[float, float]:
+    """The interval (low, high) from a statistic's values in the resamples, (R,), and its value on the test set.
+
+    Quantiles at the plain ranks (percentile) or, given the jackknife values of each stratum, at the bias-corrected and
+    accelerated ranks. Resamples without a value (NaN) are left out; infinite ones keep their rank, and a limit that
+    falls on them is NaN.
+    """
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return np.nan, np.nan
+    ranks = np.array([(1 - level) / 2, (1 + level) / 2])
+    if jackknife is not None and values.min() < values.max():
+        below = (np.mean(values < value) + np.mean(values <= value)) / 2
+        if 0 < below < 1:  # else the value lies outside all replicates and the correction is infinite: plain ranks
+            bias = ndtri(below)
+            shifted = bias + ndtri(ranks)
+            ranks = ndtr(bias + shifted / (1 - _acceleration(jackknife) * shifted))
+    with np.errstate(invalid="ignore"):  # between two infinite values
+        low, high = np.quantile(values, ranks)
+    return tuple(float(limit) if np.isfinite(limit) else np.nan for limit in (low, high))
+
+
+def subject_strata(labels, subjects, groups=None) -> tuple[np.ndarray, list[np.ndarray]]:
     """Each scan's subject as a number, (N,), and the subject numbers of each stratum: controls, cases (if any).
 
     Subjects are numbered in sorted order, so that the order of the rows plays no part.
+    groups: (N,), where given, the strata are those of label within group; a subject whose scans lie in several groups
+    belongs to the first of them in sorted order.
     """
     labels, subjects = np.asarray(labels), np.asarray(subjects)
     if labels.shape != subjects.shape:
@@ -123,7 +199,15 @@ def subject_strata(labels, subjects) -> tuple[np.ndarray, list[np.ndarray]]:
     known, subject = np.unique(subjects, return_inverse=True)
     positive = np.zeros(len(known), dtype=bool)
     np.logical_or.at(positive, subject, labels == 1)
-    return subject, [stratum for stratum in (np.flatnonzero(~positive), np.flatnonzero(positive)) if len(stratum)]
+    strata = [np.flatnonzero(~positive), np.flatnonzero(positive)]
+    if groups is not None:
+        names, group = np.unique(np.asarray(groups), return_inverse=True)
+        if group.shape != subject.shape:
+            raise ValueError(f"groups {group.shape} must be one per scan, {subject.shape}")
+        first = np.full(len(known), len(names))
+        np.minimum.at(first, subject, group)
+        strata = [stratum[first[stratum] == number] for number in range(len(names)) for stratum in strata]
+    return subject, [stratum for stratum in strata if len(stratum)]
 
 
 def resampled_counts(strata: Sequence[np.ndarray], resamples: int, seed: int, *, block: int) -> Iterator[np.ndarray]:
@@ -142,46 +226,6 @@ def resampled_counts(strata: Sequence[np.ndarray], resamples: int, seed: int, *,
             drawn = stream.integers(n, size=(size, n))
             counts[stratum] = np.bincount((drawn * size + column).ravel(), minlength=n * size).reshape(n, size)
         yield counts
-
-
-def _seed_mean(metric, labels, scores_by_seed, weights):
-    return np.mean([metric(labels, scores, weights) for scores in scores_by_seed], axis=0)
-
-
-def _limits(replicates, value, level, jackknife):
-    """Quantiles of the replicates, at the plain or (given the jackknife) the bias-corrected, accelerated ranks."""
-    replicates = replicates[np.isfinite(replicates)]
-    if not len(replicates):
-        return np.nan, np.nan
-    ranks = np.array([(1 - level) / 2, (1 + level) / 2])
-    if jackknife is not None and replicates.min() < replicates.max():
-        below = (np.mean(replicates < value) + np.mean(replicates <= value)) / 2
-        if 0 < below < 1:  # else the value lies outside all replicates and the correction is infinite: plain ranks
-            bias = ndtri(below)
-            shifted = bias + ndtri(ranks)
-            ranks = ndtr(bias + shifted / (1 - _acceleration(jackknife) * shifted))
-    low, high = np.quantile(replicates, ranks)
-    return float(low), float(high)
-
-
-def _jackknife(metrics, labels, scores_by_seed, subject, strata):
-    """For each metric the values without each subject in turn, one array per stratum of two subjects or more."""
-    result = {name: [] for name in metrics}
-    subjects = sum(len(stratum) for stratum in strata)
-    block = max(1, BLOCK // len(labels))
-    for stratum in strata:
-        if len(stratum) == 1:  # nothing would be left to estimate from
-            continue
-        parts = {name: [] for name in metrics}
-        for start in range(0, len(stratum), block):
-            left_out = stratum[start : start + block]
-            counts = np.ones((subjects, len(left_out)))
-            counts[left_out, np.arange(len(left_out))] = 0
-            for name, metric in metrics.items():
-                parts[name].append(_seed_mean(metric, labels, scores_by_seed, counts[subject]))
-        for name in metrics:
-            result[name].append(np.concatenate(parts[name]))
-    return result
 
 
 def _acceleration(jackknife):

@@ -5,16 +5,29 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from fedbrain.errors import StudyError
 from fedbrain.evaluation.baseline import CELL, site_only
-from fedbrain.evaluation.bootstrap import intervals
+from fedbrain.evaluation.bootstrap import Interval, intervals
+from fedbrain.evaluation.calibration import CALIBRATION_METRICS, reason_uncalibrated
+from fedbrain.evaluation.comparison import mean_delong_interval, score_interval
 from fedbrain.evaluation.metrics import METRICS, counted, reason_undefined
+from fedbrain.evaluation.predictions import (
+    POOLED,
+    Cell,
+    aligned,
+    of_client,
+    refuse_pooled_cohort,
+    with_persons,
+)
 from fedbrain.tables import PERFORMANCE
 
-POOLED = "pooled"
-Cell = tuple[str, str, str]  # head, tuning, aggregation
-
-_KEYS = ["cohort", "subject", "session"]
+DELONG, SCORE = "auc_delong", "auc_score"  # the AUC again, with intervals that need no resampling
+CALIBRATION_RESAMPLES = 2000  # at most: a fit in each resample takes ten times as long as an AUC (ours)
+ROWS = (
+    "auc",
+    DELONG,
+    SCORE,
+    *(metric for metric in METRICS | CALIBRATION_METRICS if metric != "auc"),
+)  # metrics, in the table's order
 
 
 def performance(
@@ -35,29 +48,27 @@ def performance(
     the bootstrap, and the site-only baseline (:mod:`fedbrain.evaluation.baseline`) is added as a cell, scored on the test
     scans of the first cell. Without it every subject of every cohort is a unit of its own.
 
-    Returns a table PERFORMANCE with the metrics of :data:`fedbrain.evaluation.metrics.METRICS`: value is the mean over
-    seeds, low and high its interval over subjects, seed_sd the standard deviation over seeds; subjects, positives and
+    Returns a table PERFORMANCE with the metrics of :data:`ROWS`: those of :mod:`fedbrain.evaluation.metrics` and
+    :mod:`fedbrain.evaluation.calibration`, and the AUC twice more, with an interval by DeLong's variance on the logit
+    scale ("auc_delong") and by Newcombe's method from the counts alone ("auc_score"). value is the mean over
+    seeds, low and high its interval over subjects, seed_sd the standard deviation over seeds; metrics of
+    calibration take the first 2,000 of the resamples; subjects, positives and
     negatives count the units that are drawn: test subjects, a person once (positive: any positive scan). A missing value has a note that says why; a value that
     is easily misread has one, too.
     Raises StudyError where the seeds of a cell were not tested on the same scans, a scan stands twice in a table, or a
     cohort is not among the clients.
     """
-    if POOLED in clients:
-        raise StudyError(
-            f"a cohort is named {POOLED!r}, which stands for all cohorts together: rename it in the config"
-        )
+    refuse_pooled_cohort(clients)
     cells = dict(predictions)
     if splits is not None and cells:
         first = next(iter(next(iter(cells.values())).values()))
         cells[CELL] = {0: site_only(splits, first)}
-    persons = {} if splits is None else _persons(splits)
     rows = []
     for cell, by_seed in cells.items():
-        scans, scores = _aligned(cell, by_seed, clients)  # scores (seeds, N)
-        subjects = scans["cohort"] + "/" + scans["subject"]  # the same id in two cohorts is two subjects
-        scans = scans.assign(person=[persons.get(subject, subject) for subject in subjects])
+        scans, scores = aligned(cell, by_seed, clients)  # scores (seeds, N)
+        scans = with_persons(scans, splits)
         for client in (*clients, POOLED):
-            chosen = np.ones(len(scans), bool) if client == POOLED else (scans["cohort"] == client).to_numpy(bool)
+            chosen = of_client(scans, client)
             rows += _client_rows(
                 cell,
                 client,
@@ -71,43 +82,55 @@ def performance(
     return pd.DataFrame(rows, columns=list(PERFORMANCE)).astype(PERFORMANCE)
 
 
-def _persons(splits: pd.DataFrame) -> dict[str, str]:
-    """The person of each ``cohort/subject``; a row without one stands for its own subject, as in the split's check."""
-    subjects = splits["cohort"].astype("string") + "/" + splits["subject"].astype("string")
-    return dict(zip(subjects, splits["person"].astype("string").fillna(subjects)))
-
-
 def _client_rows(cell: Cell, client: str, scans: pd.DataFrame, scores: np.ndarray, **options) -> list[dict]:
     labels = scans["label"].to_numpy(int)
     persons = scans["person"].to_numpy(str)
     people, positives = len(np.unique(persons)), len(np.unique(persons[labels == 1]))
-    results = intervals(METRICS, labels, scores, persons, **options) if people else {}
+    results = {}
+    if people:
+        fewer = options | {"resamples": min(options["resamples"], CALIBRATION_RESAMPLES)}
+        results |= intervals(METRICS, labels, scores, persons, **options)
+        results |= intervals(CALIBRATION_METRICS, labels, scores, persons, **fewer)
+        results |= _without_resampling(results["auc"], labels, scores, persons, positives, options["level"])
     rows = []
-    for metric in METRICS:
-        value, low, high, seed_sd = results.get(metric, (np.nan,) * 4)
+    for metric in ROWS:
+        found = results.get(metric, Interval(*(np.nan,) * 4))
         rows.append(
             dict(zip(("head", "tuning", "aggregation"), cell))
             | {
                 "client": client,
                 "metric": metric,
-                "value": value,
-                "low": low,
-                "high": high,
-                "seed_sd": seed_sd,
+                "value": found.value,
+                "low": found.low,
+                "high": found.high,
+                "seed_sd": found.seed_sd,
                 "seeds": len(scores),
                 "subjects": people,
                 "positives": positives,
                 "negatives": people - positives,
-                "note": _note(cell, client, metric, labels, scores, positives, people - positives, low, high),
+                "note": _note(cell, client, metric, labels, scores, positives, people - positives, found),
             }
         )
     return rows
 
 
-def _note(cell, client, metric, labels, scores, positives, negatives, low, high) -> str | None:
+def _without_resampling(auc: Interval, labels, scores, persons, positives, level) -> dict[str, Interval]:
+    """The AUC with DeLong's interval on the logit scale, and with Newcombe's from the counts of subjects alone."""
+    _, low, high = mean_delong_interval(labels, scores, level, subjects=persons)
+    # A subject whose label changes supplies both classes.
+    controls = len(np.unique(persons[labels == 0]))
+    by_counts = score_interval(auc.value, positives, controls, level)
+    return {
+        DELONG: Interval(auc.value, low, high, auc.seed_sd),
+        SCORE: Interval(auc.value, *by_counts, auc.seed_sd),
+    }
+
+
+def _note(cell, client, metric, labels, scores, positives, negatives, found: Interval) -> str | None:
     """Why a value is missing, or what its reader must know; None where there is nothing to say."""
     # A class is there if a scan of it is there: a subject that converts supplies both.
-    missing = reason_undefined(metric, max(positives, int(1 in labels)), max(negatives, int(0 in labels)))
+    base = "auc" if metric in (DELONG, SCORE) else metric
+    missing = reason_undefined(base, max(positives, int(1 in labels)), max(negatives, int(0 in labels)))
     if missing:
         return missing
     broken = int((~np.isfinite(scores)).any(axis=0).sum())
@@ -115,39 +138,22 @@ def _note(cell, client, metric, labels, scores, positives, negatives, low, high)
         return f"{counted(broken, 'scan')} without a finite score: no value; look at the training's losses"
     if cell == CELL and client != POOLED:
         return "one score for the whole cohort: knows the site only, says nothing about a subject"
+    if np.isnan(found.value):
+        reasons = [reason_uncalibrated(metric, labels, of_seed) for of_seed in scores]
+        return next((reason for reason in reasons if reason), "no value: a score is outside 0 to 1")
     remarks = []
     if cell[2] == "local" and client == POOLED:
         remarks.append("mixes scores of different models, one per client, whose scales may differ")
     few = [counted(n, noun) for n, noun in ((positives, "case"), (negatives, "control")) if n == 1]
-    if few:
+    if metric == SCORE:
+        return "; ".join(remarks) or None
+    if metric == DELONG and (np.isnan(found.low) or np.isnan(found.high)):
+        reason = f"{' and '.join(few)} only" if few else "complete separation, where DeLong's variance is 0"
+        remarks.append(f"{reason}: no interval; auc_score has one")
+    elif few:
         remarks.append(f"{' and '.join(few)} only: the interval leaves out the uncertainty of that class")
-    elif low == high:
+    elif np.isnan(found.low) or np.isnan(found.high):
+        remarks.append("the score separates the classes in so many resamples that a limit is not finite")
+    elif found.low == found.high:
         remarks.append("all resamples equal: the interval has no width and cannot show the uncertainty")
     return "; ".join(remarks) or None
-
-
-def _aligned(cell: Cell, by_seed: Mapping[int, pd.DataFrame], clients) -> tuple[pd.DataFrame, np.ndarray]:
-    """One row per test scan, in one order for all cells, and (seeds, N) scores."""
-    name = "/".join(cell)
-    if not by_seed:
-        raise StudyError(f"{name}: no predictions; train the cell first")
-    frames = []
-    for seed, frame in by_seed.items():
-        frame = frame.assign(session=frame["session"].astype("string").fillna("")).sort_values(_KEYS)
-        if frame.duplicated(_KEYS).any():
-            raise StudyError(f"{name}, seed {seed}: a scan has two predictions; delete predictions.tsv and run again")
-        unknown = sorted(set(frame["cohort"]) - set(clients))
-        if unknown:
-            raise StudyError(
-                f"{name}, seed {seed}: predictions of cohort {', '.join(unknown)}, which is not among the clients "
-                f"({', '.join(clients)}); delete predictions.tsv and run again"
-            )
-        frames.append(frame.reset_index(drop=True))
-    scans = frames[0][[*_KEYS, "label"]]
-    for seed, frame in zip(by_seed, frames):
-        if not frame[[*_KEYS, "label"]].astype(str).equals(scans.astype(str)):
-            raise StudyError(
-                f"{name}: seed {seed} was tested on other scans than seed {next(iter(by_seed))}; "
-                "train both on the same splits"
-            )
-    return scans, np.stack([frame["score"].astype("Float64").to_numpy(float, na_value=np.nan) for frame in frames])

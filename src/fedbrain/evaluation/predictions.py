@@ -1,0 +1,79 @@
+"""Predictions of the cells, brought onto one order of scans, and the persons that are the units of the bootstrap."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from fedbrain.errors import StudyError
+
+POOLED = "pooled"
+Cell = tuple[str, str, str]  # head, tuning, aggregation
+
+_KEYS = ["cohort", "subject", "session"]
+
+
+def cell_name(cell: Cell) -> str:
+    """``head/tuning/aggregation``."""
+    return "/".join(cell)
+
+
+def aligned(cell: Cell, by_seed: Mapping[int, pd.DataFrame], clients: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
+    """One row per scan (cohort, subject, session, label), in one order for all cells, and scores (seeds, N).
+
+    by_seed: a table PREDICTIONS for each training seed. A missing score is NaN, a missing session the empty string.
+    Raises StudyError where there is no seed, the seeds were tested on different scans, a scan stands twice in a table,
+    or a cohort is not among the clients.
+    """
+    name = cell_name(cell)
+    if not by_seed:
+        raise StudyError(f"{name}: no predictions; train the cell first")
+    frames = []
+    for seed, frame in by_seed.items():
+        frame = frame.assign(session=frame["session"].astype("string").fillna("")).sort_values(_KEYS)
+        if frame.duplicated(_KEYS).any():
+            raise StudyError(f"{name}, seed {seed}: a scan has two predictions; delete predictions.tsv and run again")
+        unknown = sorted(set(frame["cohort"]) - set(clients))
+        if unknown:
+            raise StudyError(
+                f"{name}, seed {seed}: predictions of cohort {', '.join(unknown)}, which is not among the clients "
+                f"({', '.join(clients)}); delete predictions.tsv and run again"
+            )
+        frames.append(frame.reset_index(drop=True))
+    scans = frames[0][[*_KEYS, "label"]]
+    for seed, frame in zip(by_seed, frames):
+        if not frame[[*_KEYS, "label"]].astype(str).equals(scans.astype(str)):
+            raise StudyError(
+                f"{name}: seed {seed} was tested on other scans than seed {next(iter(by_seed))}; "
+                "train both on the same splits"
+            )
+    return scans, np.stack([frame["score"].astype("Float64").to_numpy(float, na_value=np.nan) for frame in frames])
+
+
+def with_persons(scans: pd.DataFrame, splits: pd.DataFrame | None) -> pd.DataFrame:
+    """The scans with a column ``person``: the unit that a bootstrap draws.
+
+    splits: table SPLITS, whose column person ties subjects together (one image under two ids); a row without one stands
+    for its own subject. Without splits every subject of every cohort is a person: the same id in two cohorts is two.
+    """
+    persons = {} if splits is None else _persons_of(splits)
+    subjects = scans["cohort"] + "/" + scans["subject"]
+    return scans.assign(person=[persons.get(subject, subject) for subject in subjects])
+
+
+def of_client(scans: pd.DataFrame, client: str) -> np.ndarray:
+    """Which scans are a client's, (N,) of bool; all of them for "pooled"."""
+    return np.ones(len(scans), bool) if client == POOLED else (scans["cohort"] == client).to_numpy(bool)
+
+
+def refuse_pooled_cohort(clients: Sequence[str]) -> None:
+    """Raises StudyError where a cohort has the name that stands for all cohorts together."""
+    if POOLED in clients:
+        raise StudyError(
+            f"a cohort is named {POOLED!r}, which stands for all cohorts together: rename it in the config"
+        )
+
+
+def _persons_of(splits: pd.DataFrame) -> dict[str, str]:
+    subjects = splits["cohort"].astype("string") + "/" + splits["subject"].astype("string")
+    return dict(zip(subjects, splits["person"].astype("string").fillna(subjects)))
