@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+from collections.abc import Callable, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -50,3 +51,75 @@ def keep_freed_memory() -> None:
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
     tune(mmap_threshold, 1 << 30)
     tune(trim_threshold, 1 << 30)
+
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def autocast(device: str, precision: str):
+    """The context in which a network computes: for "bfloat16" torch's autocast, weights and sums staying float32."""
+    import torch
+
+    kind = torch.device(device).type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def be_repeatable(device: str, *, deterministic: bool = True) -> None:
+    """Same seed, same GPU: same bits, as far as the libraries offer it. On the CPU nothing has to be done.
+
+    TF32 is switched off in either case, so that float32 means on a GPU what it means on the CPU.
+    """
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return
+    # cuDNN rounds float32 inputs to TF32 (10 bits of mantissa) by default.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.cuda.reset_peak_memory_stats(device)
+
+
+class FittingBatch:
+    """How many scans go through a network at once: halved, for good, whenever memory runs out.
+
+    Memory depends on network, precision and machine; what fits is found out by trying. On a GPU running out is an error that
+    can be caught. On the CPU it mostly is not: the kernel grants memory that it does not have and stops the process later.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def run(self, compute: "Callable[[Sequence], object]", index):
+        """``compute`` of the parts of ``index`` (a tensor), each of at most ``size``; again with half where memory ran out.
+
+        ``compute`` must start over each time. Raises MemoryError where a single scan does not fit.
+        """
+        import torch
+
+        while True:
+            try:
+                return compute(index.split(self.size))
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if min(self.size, len(index)) == 1:
+                    raise MemoryError(
+                        "memory does not suffice for one scan at a time; give the job more memory or a larger GPU, or "
+                        "train fewer blocks"
+                    ) from error
+                self.size = min(self.size, len(index)) // 2
+                logger.warning("out of memory; going on with %d scan(s) at a time", self.size)
+            # Outside the handler, which would keep the failed pass alive through its traceback.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

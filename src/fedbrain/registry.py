@@ -4,8 +4,10 @@ A plain table, so that the config can be checked without importing torch, and so
 a change of the code that existing results were made with.
 """
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from inspect import signature
 
 from fedbrain.errors import StudyError
 
@@ -14,9 +16,15 @@ REGISTRY = {
         "linear": "fedbrain.models.heads:LinearHead",
         "conv_s": "fedbrain.models.heads:conv_s",
         "conv_l": "fedbrain.models.heads:conv_l",
+        "ncc": "fedbrain.models.references:NearestClassCentre",
+        "resnet18": "fedbrain.models.references:ResNet18",
     },
     "tuning": {
-        "frozen": "fedbrain.federated.sharing:FROZEN",
+        "frozen": "fedbrain.models.tuning:Frozen",
+        "full": "fedbrain.models.tuning:Full",
+        "lora": "fedbrain.models.tuning:LoRA",
+        "last_k": "fedbrain.models.tuning:LastK",
+        "norm": "fedbrain.models.tuning:Norm",
     },
     "aggregation": {
         "simpleavg": "fedbrain.federated.aggregation.averages:SimpleAvg",
@@ -26,6 +34,7 @@ REGISTRY = {
     },
     "encoder": {
         "sam_med3d": "fedbrain.models.sam_med3d:load_image_encoder",
+        "brainiac": "fedbrain.models.brainiac:load_brainiac",
     },
     "brain_extractor": {
         "deepbet": "fedbrain.imaging.brain_extraction:deepbet",
@@ -40,6 +49,8 @@ REGISTRY = {
 }
 
 REFERENCES = ("centralized", "local")  # stand in the aggregation's place in a cell: all scans pooled, each client alone
+# Stand in the head's place and go with one tuning only: a network without the encoder, a rule without parameters.
+TUNING_OF_REFERENCE = {"resnet18": "full", "ncc": "frozen"}
 
 
 def names(kind: str) -> list[str]:
@@ -56,6 +67,28 @@ def lookup(kind: str, name: str):
     """The object that ``name`` stands for. Raises StudyError, with the nearest name, for an unknown one."""
     module, _, attribute = _entry(kind, name).partition(":")
     return getattr(import_module(module), attribute)
+
+
+def base_name(name: str, options: Mapping) -> str:
+    """What a name of the config stands for: itself, or what its options say under ``kind``.
+
+    So one thing can be in a study with several settings: ``lora_qv: {kind: lora, targets: [q, v]}``.
+    """
+    return options.get("kind", name)
+
+
+def build(kind: str, name: str, options: Mapping | None = None, **fixed):
+    """What a name and its options in the config stand for: the registered callable, called with ``fixed`` and them.
+
+    Raises StudyError for an unknown name or option.
+    """
+    options = dict(options or {})
+    builder = lookup(kind, base_name(name, options))
+    options.pop("kind", None)
+    known = [parameter for parameter in signature(builder).parameters if parameter not in fixed]
+    if unknown := sorted(set(options) - set(known)):
+        raise StudyError(f"{kind} {name}: unknown option {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+    return builder(**fixed, **options)
 
 
 def _entry(kind: str, name: str) -> str:

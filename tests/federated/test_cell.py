@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from small_clients import make_client
 
 from fedbrain.errors import StudyError
-from fedbrain.federated.cell import _be_repeatable, train_cell
+from fedbrain.federated.cell import train_cell
 from fedbrain.federated.rounds import ClientFailure
 from fedbrain.registry import REFERENCES, names
 from fedbrain.tables import PREDICTIONS, ROUNDS, read_table
@@ -59,10 +59,10 @@ def test_a_cell_writes_its_tables_model_and_summary(clients, tmp_path, aggregati
 
     tensors = load_file(tmp_path / "model.safetensors")
     prefixes = {"A/", "B/"} if aggregation == "local" else {""}
-    assert set(tensors) == {f"{prefix}classify.{name}" for prefix in prefixes for name in ("weight", "bias")}
+    assert set(tensors) == {f"{prefix}head.classify.{name}" for prefix in prefixes for name in ("weight", "bias")}
     # The model that was written is the one that made the predictions.
     prefix = "B/" if aggregation == "local" else ""
-    weight, bias = tensors[f"{prefix}classify.weight"], tensors[f"{prefix}classify.bias"]
+    weight, bias = tensors[f"{prefix}head.classify.weight"], tensors[f"{prefix}head.classify.bias"]
     logits = clients["B"].test.x.float().mean((2, 3, 4)).numpy() @ weight.T + bias
     scores = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
     np.testing.assert_allclose(predictions["score"][predictions["cohort"] == "B"].astype(float), scores, atol=1e-6)
@@ -251,26 +251,3 @@ def test_the_convolutional_heads_federate(head, tmp_path):
     }
     summary = run(clients, tmp_path, "fedavg", head=head, training={"rounds": 1})
     assert summary["bytes_up"] == 2 * 4 * summary["parameters"]["trainable"]
-
-
-@pytest.fixture
-def tf32_allowed():
-    """Both flags on, and as they were afterwards; monkeypatch cannot put back torch's."""
-    flags = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [flag.allow_tf32 for flag in flags]
-    for flag in flags:
-        flag.allow_tf32 = True
-    yield flags
-    for flag, value in zip(flags, before):
-        flag.allow_tf32 = value
-
-
-def test_float32_on_a_gpu_is_not_tf32(tf32_allowed, monkeypatch):
-    for flag in ("benchmark", "deterministic"):
-        monkeypatch.setattr(torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag))
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)  # needs no GPU
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _be_repeatable("cpu")
-    assert [flag.allow_tf32 for flag in tf32_allowed] == [True, True]
-    _be_repeatable("cuda")
-    assert [flag.allow_tf32 for flag in tf32_allowed] == [False, False]

@@ -13,9 +13,10 @@ from fedbrain.federated.aggregation import build_rule
 from fedbrain.federated.apps import build_client_app, build_server_app
 from fedbrain.federated.grid import InProcessGrid
 from fedbrain.federated.rounds import ClientFailure, run_rounds
-from fedbrain.federated.sharing import FROZEN, Sharing
+from fedbrain.federated.sharing import Sharing
 from fedbrain.federated.task import TrainingOptions, evaluate, minus_model, round_generator, train, train_alone
 
+SHARED = Sharing((("*", "shared"),))
 OPTIONS = TrainingOptions(rounds=4, batch_size=5, learning_rate=0.02)
 SEED = 3
 
@@ -35,7 +36,7 @@ class RecordingGrid(InProcessGrid):
         return replies
 
 
-def federate(clients, rule="fedavg", options=OPTIONS, sharing=FROZEN, load=None, names=None, **loop):
+def federate(clients, rule="fedavg", options=OPTIONS, sharing=SHARED, load=None, names=None, **loop):
     rule = build_rule(rule) if isinstance(rule, str) else rule
     load = load or (lambda context: clients[context.node_config["client"]])
     app = build_client_app(load, build_small_model, sharing, options, seed=SEED)
@@ -266,7 +267,7 @@ def test_a_client_that_does_not_reply_is_a_row(three_clients):
             return [r for r in replies if timeout is None or r.metadata.src_node_id != max(self.contexts)]
 
     app = build_client_app(
-        lambda context: three_clients[context.node_config["client"]], build_small_model, FROZEN, OPTIONS, seed=0
+        lambda context: three_clients[context.node_config["client"]], build_small_model, SHARED, OPTIONS, seed=0
     )
     tensors = {name: tensor.numpy() for name, tensor in build_small_model().state_dict().items()}
     result = run_rounds(Silent(app, "ABC"), build_rule("fedavg"), tensors, OPTIONS, quorum=2, deadline=30)
@@ -371,7 +372,7 @@ def test_a_finished_checkpoint_needs_only_the_last_evaluation(three_clients, tmp
 def test_the_server_app_runs_the_same_rounds(three_clients):
     result, _ = federate(three_clients)
     app = build_client_app(
-        lambda context: three_clients[context.node_config["client"]], build_small_model, FROZEN, OPTIONS, seed=SEED
+        lambda context: three_clients[context.node_config["client"]], build_small_model, SHARED, OPTIONS, seed=SEED
     )
     finished = []
     tensors = {name: tensor.numpy() for name, tensor in build_small_model().state_dict().items()}
@@ -382,7 +383,7 @@ def test_the_server_app_runs_the_same_rounds(three_clients):
 
 def test_a_server_with_another_model_is_refused(three_clients):
     app = build_client_app(
-        lambda context: three_clients[context.node_config["client"]], build_small_model, FROZEN, OPTIONS, seed=SEED
+        lambda context: three_clients[context.node_config["client"]], build_small_model, SHARED, OPTIONS, seed=SEED
     )
     with pytest.raises(ClientFailure, match="other shared tensors"):
         run_rounds(InProcessGrid(app, "ABC"), build_rule("fedavg"), {"w": np.zeros(3, np.float32)}, OPTIONS)

@@ -3,7 +3,7 @@ import pytest
 from torch import nn
 
 from fedbrain.federated.accounting import count_parameters, payload_bytes, peak_memory
-from fedbrain.federated.sharing import FROZEN, Sharing
+from fedbrain.federated.sharing import Sharing
 
 
 def test_the_first_pattern_decides():
@@ -23,9 +23,14 @@ def test_an_unknown_role_raises():
         Sharing((("*", "public"),))
 
 
-def test_frozen_tuning_shares_the_head_only():
-    assert FROZEN.role("encoder.neck.0.weight") == "frozen"
-    assert FROZEN.role("classify.bias") == "shared"
+def test_what_is_trained_is_shared():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+    for parameter in [*model[0].parameters(), *model[2].parameters()]:
+        parameter.requires_grad_(False)
+    names = list(model.state_dict())
+    running = ["1.running_mean", "1.running_var"]  # not the counter of batches, and not the frozen norm's
+    assert Sharing.of(model).select(names, "shared") == ["1.weight", "1.bias", *running]
+    assert Sharing.of(model).select(names, "private") == []
 
 
 def test_bytes_of_arrays():

@@ -140,7 +140,7 @@ def test_a_shard_without_a_good_scan_is_an_empty_file(table, folder):
     table["status"] = "failed"
     assert embed(table, folder)["scans"] == 0
     scans, embeddings, metadata = read_embeddings(folder.parent / "out.safetensors")
-    assert (scans, embeddings.shape, metadata["keys"]) == ([], (0, 384, 8, 8, 8), "[]")
+    assert (scans, embeddings.shape, metadata["keys"]) == ([], (0,), "[]")
     assert CALLS["loaded"] == 0
 
 
@@ -189,9 +189,12 @@ def test_the_digest_tells_encoders_weights_and_precision_apart():
         encoder_digest("tiny", "random (seed 0)"),
         encoder_digest("sam_med3d", "random (seed 0)"),
         encoder_digest("sam_med3d", "random (seed 1)"),
-        encoder_digest("sam_med3d", "random (seed 1)", autocast=True),
+        encoder_digest("sam_med3d", "random (seed 1)", precision="bfloat16"),
+        encoder_digest("sam_med3d", "random (seed 1)", cut="block10"),
+        encoder_digest("sam_med3d", "none", cut="volume"),
     ]
-    assert len(set(digests)) == 4
+    assert len(set(digests)) == 6
+    assert digests[-1] == encoder_digest("tiny", "none", cut="volume")  # volumes are no encoder's
     assert digests[1] == encoder_digest("sam_med3d", "random (seed 0)")
 
 
@@ -200,25 +203,3 @@ def test_what_is_no_file_of_embeddings_is_refused(tmp_path):
     for name in ("a.safetensors", "b.safetensors"):
         with pytest.raises(StudyError, match=rf"{name}: not a readable file of embeddings"):
             read_embeddings(tmp_path / name)
-
-
-@pytest.fixture
-def tf32_allowed():
-    """Both flags on, and as they were afterwards; monkeypatch cannot put back torch's."""
-    flags = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [flag.allow_tf32 for flag in flags]
-    for flag in flags:
-        flag.allow_tf32 = True
-    yield flags
-    for flag, value in zip(flags, before):
-        flag.allow_tf32 = value
-
-
-def test_float32_on_a_gpu_is_not_tf32(tf32_allowed, table, folder, monkeypatch):
-    embed(table, folder, name="cpu.safetensors")
-    assert [flag.allow_tf32 for flag in tf32_allowed] == [True, True]
-
-    monkeypatch.setattr(nn.Module, "to", lambda self, device: self)  # needs no GPU
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self)
-    embed(table, folder, device="cuda")
-    assert [flag.allow_tf32 for flag in tf32_allowed] == [False, False]

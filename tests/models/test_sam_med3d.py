@@ -1,20 +1,14 @@
 """The encoder against medim's implementation of the released model, on random weights with nothing left at zero."""
 
-import contextlib
-import io
 import logging
-import warnings
 
 import pytest
 import torch
+from agreement import relative
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedbrain.models.sam_med3d import GLOBAL_BLOCKS, Block, ImageEncoder, load_image_encoder, pad_bias
-
-
-def relative(value, reference):
-    return float((value - reference).norm() / reference.norm())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,29 +17,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def reference():
-    """medim's image encoder; biases and position tables are drawn too, or the pads and the quirk would not show."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        import medim
-
-        torch.manual_seed(0)
-        encoder = medim.create_model("SAM-Med3D", pretrained=False).image_encoder.eval()
-    generator = torch.Generator().manual_seed(1)
-    for name, tensor in encoder.state_dict().items():
-        if "pos" in name or name.endswith("bias"):
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
-    return encoder
-
-
-@pytest.fixture(scope="module")
-def encoder(reference):
-    encoder = ImageEncoder().eval()
-    encoder.load_state_dict(reference.state_dict(), strict=True)  # the same keys and shapes
-    return encoder
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from fedbrain.federated.aggregation.rule import Rule, Tensors
 from fedbrain.federated.data import ClientData
 from fedbrain.federated.rounds import Result, run_rounds
 from fedbrain.federated.sharing import Sharing
-from fedbrain.federated.task import TrainingOptions, evaluate, minus_model, round_generator, train
+from fedbrain.federated.task import TrainingOptions, evaluate, fitting_batch, minus_model, round_generator, train
 
 
 def build_client_app(
@@ -42,8 +42,10 @@ def build_client_app(
     """
     app = ClientApp()
     model = build_model().to(device)
-    initial = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    shared, private = sharing.select(initial, "shared"), sharing.select(initial, "private")
+    fitting = fitting_batch(options)
+    shared, private = (sharing.select(model.state_dict(), role) for role in ("shared", "private"))
+    # One model serves all clients of a process: who has not trained yet starts from the initial private tensors.
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in private}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(sharing.role(name) != "frozen")
 
@@ -54,8 +56,13 @@ def build_client_app(
                 "the server's model has other shared tensors than this client's: different head or tuning?"
             )
         own = to_tensors(context.state["private"], device) if "private" in context.state else {}
-        model.load_state_dict(initial | own | received)
+        model.load_state_dict(initial | own | received, strict=False)
         return load_client(context), received
+
+    def validation(client: ClientData) -> dict[str, float]:
+        if evaluation := evaluate(model, client.validation, options, fitting):
+            return {"validation_loss": evaluation.loss, "validation_score": evaluation.balanced_accuracy}
+        return {}
 
     def own_tensors(names: list[str]) -> ArrayRecord:
         tensors = model.state_dict()
@@ -72,18 +79,18 @@ def build_client_app(
         start = time.perf_counter()
         config = message.content["config"]
         client, received = receive(message, context)
-        metrics = _validation(model, client) if config["evaluate"] else {}
+        metrics = validation(client) if config["evaluate"] else {}
         if "minus_score" in config["needs"] and "local" in context.state and config["weight"] < 1:
             before = to_tensors(context.state["local"], device)
             model.load_state_dict(minus_model(received, before, config["weight"]), strict=False)
-            if minus := evaluate(model, client.validation):
+            if minus := evaluate(model, client.validation, options, fitting):
                 metrics["minus_score"] = minus.balanced_accuracy
             model.load_state_dict(received, strict=False)
 
         generator = round_generator(seed, client.name, config["round"])
-        metrics["loss"] = train(model, client.train, options, generator, device)
+        metrics["loss"] = train(model, client.train, options, generator, device, fitting)
 
-        if "local_score" in config["needs"] and (local := evaluate(model, client.validation)):
+        if "local_score" in config["needs"] and (local := evaluate(model, client.validation, options, fitting)):
             metrics["local_score"] = local.balanced_accuracy
         arrays = own_tensors(shared)
         if private:
@@ -97,7 +104,7 @@ def build_client_app(
     def evaluate_round(message: Message, context: Context) -> Message:
         start = time.perf_counter()
         client, _ = receive(message, context)
-        metrics = _validation(model, client)
+        metrics = validation(client)
         metrics |= {"scans": len(client.train), "seconds": time.perf_counter() - start}
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
@@ -127,10 +134,3 @@ def build_server_app(
 def to_tensors(record: ArrayRecord, device: str) -> dict[str, Tensor]:
     """The arrays of a record as tensors on ``device``."""
     return {name: torch.from_numpy(array.numpy()).to(device) for name, array in record.items()}
-
-
-def _validation(model: nn.Module, client: ClientData) -> dict[str, float]:
-    evaluation = evaluate(model, client.validation)
-    if evaluation is None:
-        return {}
-    return {"validation_loss": evaluation.loss, "validation_score": evaluation.balanced_accuracy}

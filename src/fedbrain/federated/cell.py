@@ -4,6 +4,7 @@
 same code for the same number of epochs.
 """
 
+import copy
 import json
 import logging
 import os
@@ -18,15 +19,20 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
+from fedbrain.devices import be_repeatable
 from fedbrain.errors import StudyError
 from fedbrain.federated.accounting import count_parameters, peak_memory
 from fedbrain.federated.aggregation import build_rule
 from fedbrain.federated.data import SIDES, ClientData, pool_clients
 from fedbrain.federated.sharing import Sharing
 from fedbrain.federated.task import TrainingOptions, derive_seed, describe_choice, evaluate, is_better, train_alone
-from fedbrain.models.heads import build_head
+from fedbrain.models.cards import CARDS
+from fedbrain.models.classifier import EncoderSource, build_classifier
+from fedbrain.models.operations import forward_operations
+from fedbrain.models.tuning import VOLUME, Tuning
+from fedbrain.models.weights import weights_identity
 from fedbrain.provenance import digest, versions
-from fedbrain.registry import REFERENCES, lookup
+from fedbrain.registry import REFERENCES, build
 from fedbrain.tables import PREDICTIONS, ROUNDS, write_table, write_text, written_atomically
 
 logger = logging.getLogger(__name__)
@@ -50,8 +56,11 @@ def train_cell(
     head: str,
     tuning: str,
     aggregation: str,
+    head_options: Mapping | None = None,
+    tuning_options: Mapping | None = None,
     aggregation_options: Mapping | None = None,
     training: Mapping | TrainingOptions | None = None,
+    source: EncoderSource | None = None,
     seed: int = 0,
     folder: str | Path,
     device: str = "cpu",
@@ -60,12 +69,15 @@ def train_cell(
     """Trains one cell and writes its results into ``folder``; returns the summary.
 
     Writes ``rounds.tsv`` (tables.ROUNDS), ``predictions.tsv`` (tables.PREDICTIONS: every test scan, its score by the model of
-    the best round), ``model.safetensors`` (that model; for ``local`` each client's, names prefixed ``{client}/``) and
-    ``summary.json``. Nothing of the test scans has any part in training or in the choice of the round.
+    the best round), ``model.safetensors`` (what that model has trained; for ``local`` each client's, names prefixed
+    ``{client}/``) and ``summary.json``. Nothing of the test scans has any part in training or in the choice of the round.
+
+    ``clients`` hold what the tuning starts from (``Tuning.cut``): embeddings, tokens or volumes. ``source`` is the encoder that
+    they come from; it is loaded where some of it is trained.
 
     A federated run keeps a checkpoint in ``folder`` while it lasts and goes on from it when it was killed, provided that
-    nothing has changed: options, seed, each client's scans, their sides, labels and embeddings, versions, and ``code``, a
-    digest of the code that trains (left out: changes of the code are not noticed). Clients without training scans do not
+    nothing has changed: options, seed, encoder, each client's scans, their sides, labels and embeddings, versions, and ``code``,
+    a digest of the code that trains (left out: changes of the code are not noticed). Clients without training scans do not
     train; a model from the others is still applied to their test scans. Same inputs, seed and machine give the same bytes
     in all but the measured seconds and memory.
 
@@ -74,25 +86,44 @@ def train_cell(
     start = time.perf_counter()
     folder = Path(folder)
     options = TrainingOptions.of(training or {})
-    sharing: Sharing = lookup("tuning", tuning)
-    if aggregation in REFERENCES and aggregation_options:
-        raise StudyError(f"aggregation {aggregation} takes no options, it was given {', '.join(aggregation_options)}")
-    rule = None if aggregation in REFERENCES else build_rule(aggregation, **(aggregation_options or {}))
+    given = {"head": head_options, "tuning": tuning_options, "aggregation": aggregation_options}
+    given = {axis: dict(value or {}) for axis, value in given.items()}
+    if aggregation in REFERENCES and given["aggregation"]:
+        raise StudyError(f"aggregation {aggregation} takes no options, it was given {', '.join(given['aggregation'])}")
+    rule = None if aggregation in REFERENCES else build_rule(aggregation, **given["aggregation"])
     training_clients = [client for client in clients if len(clients[client].train)]
     if not training_clients:
         raise StudyError("no client has training scans; see the split and results/volumes/*/*.tsv")
-    _be_repeatable(device)
+    be_repeatable(device, deterministic=options.deterministic)
+
+    source = source or EncoderSource()
+    tuned: Tuning = build("tuning", tuning, given["tuning"])
+    model = build_classifier(
+        head, tuned, head_options=given["head"], source=source, seed=derive_seed(seed, "model", head)
+    )
+    sharing = Sharing.of(model)
+    frozen = {id(tensor): tensor for tensor in model.parameters() if not tensor.requires_grad}
 
     def build_model() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "model", head))
-            return build_head(head)
+        # Copies share what is frozen: it never changes, and may be most of the memory.
+        copied = copy.deepcopy(model, dict(frozen))
+        if options.compile:
+            copied.compile()
+        return copied
 
-    parameters = dict(zip(("trainable", "total"), count_parameters(build_model())))
+    origin = next(iter(clients.values())).origin
+    weights = origin.get("weights")
+    if model.encoder is not None:
+        path = None if tuned.weights == "random" else source.weights
+        weights = weights_identity(path, seed=source.seed, card=CARDS[source.name])
+    elif model.cut == VOLUME:
+        weights = "none (trained from scratch)"
     cell = {"head": head, "tuning": tuning, "aggregation": aggregation}
     inputs = {
         "cell": cell,
-        "aggregation_options": dict(aggregation_options or {}),
+        "options": given,
+        "cut": model.cut,
+        "weights": weights,
         "training": options.as_dict(),
         "seed": seed,
     }
@@ -111,22 +142,22 @@ def train_cell(
         )
 
     write_table(pd.DataFrame(trained.rows, columns=list(ROUNDS)).astype(ROUNDS), folder / "rounds.tsv")
-    write_table(predict(clients, trained.models, build_model, device), folder / "predictions.tsv")
+    write_table(predict(clients, trained.models, build_model, options, device), folder / "predictions.tsv")
     _write_model(trained, folder / "model.safetensors", local=aggregation == "local")
     summary = inputs | {
         "best_round": dict(trained.best_round),
         "reason": dict(trained.reason),
-        "parameters": parameters,
+        "parameters": dict(zip(("trainable", "total"), count_parameters(model))),
+        "operations": forward_operations(model, source),
         "bytes_down": sum(row["bytes_down"] for row in trained.rows),
         "bytes_up": sum(row["bytes_up"] for row in trained.rows),
         "seconds": round(time.perf_counter() - start, 3),
         "peak_memory": peak_memory(device),
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
-        "weights": next(iter(clients.values())).origin.get("weights"),
-        "encoder": next(iter(clients.values())).origin.get("encoder"),
+        "encoder": origin.get("encoder"),
         "clients": {name: _counts(client) for name, client in clients.items()},
         "warnings": _warnings(clients, aggregation),
-        "versions": versions("torch", "flwr", "numpy", "safetensors"),
+        "versions": versions("torch", "flwr", "peft", "monai", "numpy", "safetensors"),
     }
     write_text(json.dumps(summary, indent=2) + "\n", folder / "summary.json")
     (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -137,6 +168,7 @@ def predict(
     clients: Mapping[str, ClientData],
     models: Mapping[str, Mapping[str, np.ndarray]],
     build_model: Callable[[], nn.Module],
+    options: TrainingOptions,
     device: str,
 ) -> pd.DataFrame:
     """The table of predictions: every test scan of the clients that have a model, by cohort and scan id."""
@@ -146,7 +178,7 @@ def predict(
         if name not in models or not len(client.test):
             continue
         model.load_state_dict({key: torch.as_tensor(array) for key, array in models[name].items()}, strict=False)
-        scores = evaluate(model, client.test.to(device)).scores
+        scores = evaluate(model, client.test.to(device), options).scores
         part = {"cohort": name, "subject": client.test.subjects, "session": client.test.sessions}
         part |= {"label": client.test.y.cpu().numpy(), "score": scores}
         parts.append(pd.DataFrame(part))
@@ -163,7 +195,7 @@ def _train_federated(clients, members, build_model, sharing, rule, options, seed
     from fedbrain.federated.apps import build_client_app, build_server_app
     from fedbrain.federated.grid import InProcessGrid
 
-    tensors = build_model().state_dict()
+    tensors = build_model().state_dict()  # of the CPU
     if sharing.select(tensors, "private"):
         # A client keeps its latest private tensors, not yet those of the round that turns out to be the best.
         raise NotImplementedError("predictions of a tuning with private tensors")
@@ -198,7 +230,7 @@ def _train_local(members, build_model, options, seed, device) -> Trained:
 
 
 def _train_centralized(clients, build_model, options, seed, device) -> Trained:
-    """All scans as one client; on the CPU the copies of the pooled ones are what this needs beyond the other cells."""
+    """All scans as one client."""
     pooled = pool_clients(list(clients.values())).to(device)
     tensors, best_round, reason, rows = _train_one(pooled, build_model, options, seed, device)
     return Trained(dict.fromkeys(clients, tensors), {pooled.name: best_round}, {pooled.name: reason}, rows)
@@ -241,18 +273,6 @@ def _write_model(trained: Trained, path: Path, *, local: bool) -> None:
         arrays = next(iter(trained.models.values()))
     with written_atomically(path) as temporary:
         save_file({name: np.array(array, order="C") for name, array in sorted(arrays.items())}, temporary)
-
-
-def _be_repeatable(device: str) -> None:
-    """Same seed, same GPU: same bits, as far as cuDNN and cuBLAS offer it; another device: the same within float32."""
-    if torch.device(device).type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
-        # cuDNN rounds float32 inputs to TF32 (10 bits of mantissa) by default; the CPU and our documents mean float32.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _identity(client: ClientData) -> dict:

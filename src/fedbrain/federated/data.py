@@ -13,12 +13,55 @@ from fedbrain.errors import StudyError
 from fedbrain.provenance import digest
 from fedbrain.tables import SCANS, SPLITS, read_table
 
+RESIDENT = 0.3  # of a GPU's free memory that the inputs of one side may take up for good
+
+
+class Rows:
+    """The inputs of N scans, each a tensor of the same shape, left where they are until they are asked for.
+
+    They are views of memory-mapped files: nothing is read before it is used, the system keeps what it has room for, and
+    many jobs on one machine share it.
+    """
+
+    def __init__(self, rows: Sequence[Tensor], device: str = "cpu"):
+        self._rows = list(rows)
+        self._device = device
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Tensor | Rows]") -> "Rows":
+        """The rows of several, in their order, not copied."""
+        return cls([row for part in parts for row in (part._rows if isinstance(part, Rows) else part)])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the rows; None where there are none."""
+        return self._rows[0].dtype if self._rows else None
+
+    def __getitem__(self, index: Tensor | slice) -> "Tensor | Rows":
+        """With a tensor of places: (b, ...) on the device; with a slice: those rows, still where they are."""
+        if isinstance(index, slice):
+            return Rows(self._rows[index], self._device)
+        return torch.stack([self._rows[i] for i in index.tolist()]).to(self._device)
+
+    def to(self, device: str) -> "Tensor | Rows":
+        """The same rows, wanted on ``device``: moved there for good if a GPU has room for them, else batch by batch."""
+        if torch.device(device).type == "cuda" and self._rows:
+            size = sum(row.numel() * row.element_size() for row in self._rows)
+            if size < RESIDENT * torch.cuda.mem_get_info(device)[0]:
+                return torch.stack(self._rows).to(device)
+        return Rows(self._rows, device)
+
 
 @dataclass(frozen=True)
 class Samples:
     """N scans of one side: ``x`` (N, ...) what the model takes, ``y`` (N,) labels 0 or 1, and whose they are."""
 
-    x: Tensor  # embeddings (N, 384, 8, 8, 8), float16
+    x: (
+        Tensor | Rows
+    )  # embeddings (N, 384, 8, 8, 8) float16, or tokens (N, 512, 768) or volumes (N, 1, 128, 128, 128) float32
     y: Tensor  # (N,) int64
     subjects: tuple[str, ...]
     sessions: tuple[str | None, ...]
@@ -28,7 +71,7 @@ class Samples:
         return len(self.y)
 
     def to(self, device: str) -> "Samples":
-        """The same scans, resident on ``device`` as one tensor."""
+        """The same scans on ``device``."""
         return replace(self, x=self.x.to(device), y=self.y.to(device))
 
     def counts(self) -> tuple[int, int]:
@@ -40,7 +83,7 @@ class Samples:
 def pool(parts: Sequence[Samples]) -> Samples:
     """The scans of several clients as one, in their order."""
     return Samples(
-        torch.cat([part.x for part in parts]),
+        Rows.joined([part.x for part in parts]),
         torch.cat([part.y for part in parts]),
         *(
             tuple(value for part in parts for value in getattr(part, name))
@@ -65,7 +108,7 @@ class ClientData:
     fingerprint: str = ""  # of the volumes that the embeddings were made from
 
     def to(self, device: str) -> "ClientData":
-        """The same client with its scans resident on ``device``."""
+        """The same client with its scans on ``device``."""
         return replace(self, **{side: getattr(self, side).to(device) for side in SIDES})
 
     def without_test(self) -> "ClientData":
@@ -74,7 +117,7 @@ class ClientData:
 
 
 def pool_clients(clients: Sequence[ClientData], name: str = "pooled") -> ClientData:
-    """All clients as one, as if the scans had been collected in one place; their embeddings are copied."""
+    """All clients as one, as if the scans had been collected in one place."""
     sides = {side: pool([getattr(client, side) for client in clients]) for side in SIDES}
     return ClientData(
         name,
@@ -115,11 +158,11 @@ def _load_client(cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.
     # Here and not above: whoever only trains on samples needs neither the encoder nor a reader of volumes.
     from fedbrain.models.embeddings import read_embeddings
 
-    ids, keys, origins, shape = [], [], set(), ()
+    ids, keys, origins, inputs = [], [], set(), []
     for shard in shards:
         names, tensor, metadata = read_embeddings(shard)
         ids += names
-        shape = tensor.shape[1:] if names else shape
+        inputs += tensor  # rows: views of the memory-mapped file
         keys.append(metadata["keys"])
         origins.add((metadata["encoder"], metadata["weights"]))
     if not ids:
@@ -141,20 +184,10 @@ def _load_client(cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.
             )
 
     by_side = {side: table[table["split"] == side].sort_values("scan") for side in SIDES}
-    embeddings = {side: torch.empty((len(rows), *shape), dtype=torch.float16) for side, rows in by_side.items()}
-    # Filled shard by shard, each read a second time: a cohort's embeddings never lie in memory twice.
-    start = 0
-    for shard in shards:
-        names, tensor, _ = read_embeddings(shard)
-        for side, rows in by_side.items():
-            source = torch.as_tensor(rows.index.to_numpy(copy=True)) - start  # the rows within this shard
-            here = (source >= 0) & (source < len(names))
-            embeddings[side][here] = tensor[source[here]]
-        start += len(names)
     sides = {}
     for side, rows in by_side.items():
         sides[side] = Samples(
-            embeddings[side],
+            Rows([inputs[place] for place in rows.index]),
             torch.as_tensor(rows["label"].to_numpy(dtype="int64")),
             tuple(rows["subject"]),
             tuple(None if pd.isna(session) else session for session in rows["session"]),

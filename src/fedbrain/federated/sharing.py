@@ -1,8 +1,10 @@
-"""Which tensors of a model travel: one declaration per tuning."""
+"""Which tensors of a model travel."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+from torch import nn
 
 ROLES = ("shared", "private", "frozen")
 
@@ -36,5 +38,16 @@ class Sharing:
         """Those of ``names`` that have ``role``, in their order."""
         return [name for name in names if self.role(name) == role]
 
+    @classmethod
+    def of(cls, model: nn.Module) -> "Sharing":
+        """What travels is what is trained: parameters that require gradients, and the buffers beside them.
 
-FROZEN = Sharing((("encoder.*", "frozen"), ("*", "shared")))  # the encoder as it is, only the head trained
+        Buffers count as trained where a parameter of the same module is (running statistics of a batch norm), or where the model
+        has no trained parameter at all and they are what it learns. Counters (integers) are no part of a model.
+        """
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        modules = {name.rpartition(".")[0] for name in trained}
+        parameters = dict(model.named_parameters())
+        buffers = [n for n, tensor in model.state_dict().items() if n not in parameters and tensor.is_floating_point()]
+        trained |= {name for name in buffers if not trained or name.rpartition(".")[0] in modules}
+        return cls((*((name, "shared") for name in sorted(trained)), ("*", "frozen")))

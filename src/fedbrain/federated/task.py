@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.adamw import adamw
 
+from fedbrain.devices import PRECISIONS, FittingBatch, autocast
 from fedbrain.errors import StudyError
 from fedbrain.federated.data import ClientData, Samples
+from fedbrain.federated.sharing import Sharing
 
-EVALUATION_BATCH = 64  # scans at once when nothing is trained; bounds memory only
+EVALUATION_BATCH = 64  # embeddings at once when nothing is trained; bounds memory only
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,16 @@ class TrainingOptions:
     weight_decay: float = 1e-2
     class_weights: str = "balanced"  # of the training loss: "balanced" within the client's scans, or "none"
     selection: str = "loss"  # what chooses the best round on the validation scans: "loss" or "balanced_accuracy"
+    micro_batch: int | None = None  # scans through the network at once; the gradients of a batch are summed over them
+    precision: str = "float32"  # or "bfloat16": torch's autocast; weights, optimizer and messages stay float32
+    deterministic: bool = True  # on a GPU: repeatable kernels only
+    compile: bool = False  # torch.compile, where a compiler is installed
 
     def __post_init__(self):
-        for name in ("rounds", "local_epochs", "batch_size"):
+        for name in ("rounds", "local_epochs", "batch_size", "micro_batch"):
             value = getattr(self, name)
+            if value is None and name == "micro_batch":
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise StudyError(f"training: {name} must be a whole number from 1 on, it is {value!r}")
         for name, low in (("learning_rate", 0.0), ("weight_decay", -1e-300)):
@@ -49,7 +57,14 @@ class TrainingOptions:
                 raise StudyError(
                     f"training: {name} must be a number {'above' if not low else 'from'} 0, it is {value!r}"
                 )
-        for name, known in (("class_weights", ("balanced", "none")), ("selection", ("loss", "balanced_accuracy"))):
+        for name in ("deterministic", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise StudyError(f"training: {name} must be true or false, it is {getattr(self, name)!r}")
+        for name, known in (
+            ("class_weights", ("balanced", "none")),
+            ("selection", ("loss", "balanced_accuracy")),
+            ("precision", PRECISIONS),
+        ):
             if getattr(self, name) not in known:
                 raise StudyError(f"training: {name} must be one of {', '.join(known)}, it is {getattr(self, name)!r}")
 
@@ -92,21 +107,47 @@ def round_generator(seed: int, client: str, round: int) -> torch.Generator:
 
 
 def train(
-    model: nn.Module, samples: Samples, options: TrainingOptions, generator: torch.Generator, device: str
+    model: nn.Module,
+    samples: Samples,
+    options: TrainingOptions,
+    generator: torch.Generator,
+    device: str,
+    fitting: FittingBatch | None = None,
 ) -> float:
     """Trains ``model`` in place for ``options.local_epochs`` epochs with AdamW; returns the mean loss over what it saw.
 
     The loss is cross-entropy; with balanced class weights a scan of class c weighs n / (classes present * n_c), so that
-    the weights of a client's scans have mean 1, a client with one class included. ``samples`` must be on ``device``.
+    the weights of a client's scans have mean 1, a client with one class included. ``samples`` must be on ``device``. A batch goes
+    through the network in the parts that ``fitting`` allows, gradients being summed: the step is that of the whole batch
+    (but for a batch norm, whose statistics are those of a part).
+    A model whose head gathers instead of being trained (nearest class centre) sees each scan once.
     Raises ValueError for no scans, FloatingPointError where the loss is no longer finite.
     """
     if not len(samples):
         raise ValueError("no training scans")
+    fitting = fitting or fitting_batch(options)
+    if hasattr(model, "head") and hasattr(model.head, "gather"):
+        return _gather(model, samples, options, fitting)
     weights = class_weights(samples.y, options.class_weights)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = AdamW(trainable, options.learning_rate, options.weight_decay)
     total = torch.zeros((), dtype=torch.float64, device=device)
     model.train()
+
+    def gradients(parts: Sequence[Tensor]) -> Tensor:
+        """Sums the gradients of a batch over its parts; the sum of its losses."""
+        model.zero_grad(set_to_none=True)
+        scans = sum(map(len, parts))
+        seen = torch.zeros((), dtype=torch.float64, device=device)
+        for part in parts:
+            with autocast(device, options.precision):
+                logits = model(samples.x[part].float())  # (b, 2)
+            labels = samples.y[part]
+            losses = functional.cross_entropy(logits.float(), labels, reduction="none") * weights[labels]  # (b,)
+            (losses.sum() / scans).backward()
+            seen += losses.detach().sum()
+        return seen
+
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         # Layers that draw (dropout) take from the global generators; torch.manual_seed would also queue every other device.
@@ -116,19 +157,27 @@ def train(
         for _ in range(options.local_epochs):
             order = torch.randperm(len(samples), generator=generator).to(device)
             for batch in order.split(options.batch_size):
-                logits = model(samples.x[batch].float())  # (b, 2)
-                labels = samples.y[batch]
-                losses = functional.cross_entropy(logits, labels, reduction="none") * weights[labels]  # (b,)
-                model.zero_grad(set_to_none=True)
-                losses.mean().backward()
+                total += fitting.run(gradients, batch)
                 optimizer.step()
-                total += losses.detach().sum()
     loss = float(total) / (len(samples) * options.local_epochs)
     if not math.isfinite(loss):
         raise FloatingPointError(
             "the training loss is not finite; lower training.learning_rate or look at the embeddings"
         )
     return loss
+
+
+def fitting_batch(options: TrainingOptions) -> FittingBatch:
+    """How many scans go through a network at once, to begin with; keep it over the rounds of a run."""
+    return FittingBatch(min(options.micro_batch or options.batch_size, options.batch_size))
+
+
+def _gather(model: nn.Module, samples: Samples, options: TrainingOptions, fitting: FittingBatch) -> float:
+    """One pass over the scans for a head that sums up what it sees; its mean loss on them afterwards."""
+    model.head.start()
+    for batch in torch.arange(len(samples), device=samples.y.device).split(fitting.size):
+        model.head.gather(samples.x[batch].float(), samples.y[batch])
+    return evaluate(model, samples, options, fitting).loss
 
 
 class AdamW:
@@ -162,13 +211,30 @@ def class_weights(labels: Tensor, kind: str) -> Tensor:
     return torch.where(counts > 0, len(labels) / ((counts > 0).sum() * counts.clamp(min=1)), 1.0)
 
 
-@torch.inference_mode()
-def evaluate(model: nn.Module, samples: Samples) -> Evaluation | None:
+def evaluate(
+    model: nn.Module,
+    samples: Samples,
+    options: TrainingOptions | None = None,
+    fitting: FittingBatch | None = None,
+) -> Evaluation | None:
     """Evaluates ``model`` on scans that are on its device; None where there are none."""
     if not len(samples):
         return None
+    options = options or TrainingOptions()
+    # A head over embeddings takes many at once; an encoder takes no more than in training.
+    size = EVALUATION_BATCH if getattr(model, "encoder", None) is None and samples.x.dtype == torch.float16 else None
+    fitting = FittingBatch(size) if size else fitting or fitting_batch(options)
     model.eval()
-    logits = torch.cat([model(batch.float()) for batch in samples.x.split(EVALUATION_BATCH)]).cpu().double()  # (N, 2)
+
+    @torch.inference_mode()
+    def logits_of(parts: Sequence[Tensor]) -> Tensor:
+        logits = []
+        for part in parts:
+            with autocast(str(samples.y.device), options.precision):
+                logits.append(model(samples.x[part].float()).double().cpu())
+        return torch.cat(logits)
+
+    logits = fitting.run(logits_of, torch.arange(len(samples), device=samples.y.device))  # (N, 2)
     labels = samples.y.cpu()
     loss = functional.cross_entropy(logits, labels)
     scores = logits.softmax(1)[:, 1].numpy()
@@ -190,11 +256,15 @@ def mean_recall(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def minus_model(global_model: Mapping[str, Tensor], own: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
-    """The global model without a client's own part: (W - p W_k) / (1 - p), for FedCE; ``weight`` p must be below 1."""
-    return {
+    """The global model without a client's own part: (W - p W_k) / (1 - p), for FedCE; ``weight`` p must be below 1.
+
+    A running variance stays at or above 0, which the difference of two of them need not.
+    """
+    minus = {
         name: ((tensor.double() - weight * own[name].double()) / (1 - weight)).to(tensor.dtype)
         for name, tensor in global_model.items()
     }
+    return {name: tensor.clamp(min=0) if name.endswith("running_var") else tensor for name, tensor in minus.items()}
 
 
 def describe_choice(selection: str, value: float) -> str:
@@ -218,7 +288,7 @@ class LocalRound:
 
     round: int
     loss: float
-    tensors: dict[str, Tensor]  # a copy, on the CPU
+    tensors: dict[str, Tensor]  # what was trained: a copy, on the CPU
     validation: Evaluation | None
 
 
@@ -226,7 +296,10 @@ def train_alone(
     model: nn.Module, client: ClientData, options: TrainingOptions, seed: int, device: str
 ) -> Iterator[LocalRound]:
     """Trains ``model`` in place on one client's scans, without any exchange, for the rounds of a federated run."""
+    fitting = fitting_batch(options)
+    trained = Sharing.of(model).select(model.state_dict(), "shared")
     for number in range(1, options.rounds + 1):
-        loss = train(model, client.train, options, round_generator(seed, client.name, number), device)
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        yield LocalRound(number, loss, tensors, evaluate(model, client.validation))
+        loss = train(model, client.train, options, round_generator(seed, client.name, number), device, fitting)
+        state = model.state_dict()
+        tensors = {name: state[name].detach().cpu().clone() for name in trained}
+        yield LocalRound(number, loss, tensors, evaluate(model, client.validation, options, fitting))

@@ -1,4 +1,9 @@
-"""Embeddings of a shard of volumes by a frozen encoder: computed once per scan, kept while scan and encoder are unchanged."""
+"""What a frozen encoder, or its frozen first blocks, make of a shard of volumes: computed once per scan and kept.
+
+A cut says how far (fedbrain.models.tuning): "output", the embedding, in float16, which is what heads are trained on;
+"block{k}", the tokens that enter block k, in float32, so that training from there on gives what training from the volume
+gives; "volume", the volume itself, unpacked into one array so that training reads it without delay.
+"""
 
 import json
 import logging
@@ -17,8 +22,11 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from fedbrain.devices import FittingBatch, autocast, be_repeatable
 from fedbrain.errors import StudyError
 from fedbrain.imaging.layout import volume_path
+from fedbrain.models.cards import CARDS
+from fedbrain.models.tuning import OUTPUT, VOLUME, start_of
 from fedbrain.models.weights import weights_identity
 from fedbrain.provenance import digest, sha256_of
 from fedbrain.registry import lookup, module_of
@@ -26,9 +34,9 @@ from fedbrain.tables import written_atomically
 
 logger = logging.getLogger(__name__)
 
-VOLUME = (128, 128, 128)  # voxels, 1.5 mm
-EMBEDDING = (384, 8, 8, 8)  # channels, then the token grid; what a shard without any scan is written as
+SHAPE = (128, 128, 128)  # voxels, 1.5 mm
 FLOAT16_MAX = 65504.0
+NO_ENCODER = "none"  # stands in the encoder's place for the cut "volume"
 
 
 @dataclass(frozen=True)
@@ -44,29 +52,33 @@ def embed_shard(
     output: str | Path,
     *,
     encoder: str = "sam_med3d",
+    cut: str = OUTPUT,
     weights: str | Path | None = None,
     seed: int = 0,
     device: str = "cpu",
     batch_size: int = 1,
     previous: bool = True,
-    autocast: bool = False,
+    precision: str = "float32",
 ) -> dict:
     """Embeds every ``ok`` scan of a shard and writes them as one safetensors file.
 
-    The file holds one tensor ``embeddings``, float16 (N, 384, 8, 8, 8), in the table's order, and as metadata (strings)
-    ``scans`` and ``keys`` (JSON lists), ``encoder`` (a digest of its name, weights, code and precision) and ``weights``.
+    The file holds one tensor ``embeddings`` (N, ...) in the table's order, and as metadata (strings) ``scans`` and ``keys``
+    (JSON lists), ``encoder`` (a digest of its name, weights, code, cut and precision) and ``weights``. Per scan, with
+    SAM-Med3D: "output" (384, 8, 8, 8) float16, 0.4 MB; "block{k}" (512, 768) float32, 1.6 MB; "volume" (1, 128, 128, 128)
+    float32, 8.4 MB.
 
     Args:
         table: the shard's VOLUMES table.
         folder: where the shard's volumes lie.
         output: the safetensors file; the bytes are the same for the same volumes, encoder and machine.
-        encoder: a name of the registry.
-        weights: path of the released checkpoint; None or "random" for random weights drawn with ``seed``.
+        encoder: a name of the registry; without effect on the cut "volume".
+        cut: how far the encoder is computed.
+        weights: path of the published checkpoint; None or "random" for random weights drawn with ``seed``.
         device: "cpu" or "cuda".
-        batch_size: volumes per forward pass; their number changes results by rounding only.
+        batch_size: volumes per forward pass, fewer where memory runs out; their number changes results by rounding only.
         previous: keep the rows of an existing ``output`` whose volume key and encoder are unchanged. Where nothing is
             left to compute, the encoder is not even loaded.
-        autocast: compute in bfloat16 where the device is cuda (faster, about three digits); the CPU always uses float32.
+        precision: "float32", or "bfloat16" for torch's autocast (faster where the hardware has it; about three digits).
 
     Returns:
         ``scans``, ``computed`` and ``reused`` (counts), ``encoder``, ``weights``, ``sha256`` of the file.
@@ -76,36 +88,37 @@ def embed_shard(
             weights cannot be loaded. Scans are named by their row in the table, counted from 1.
     """
     weights = None if weights == "random" else weights
-    autocast = autocast and device.startswith("cuda")
     ok = table[table["status"] == "ok"]
     places = [int(row) + 1 for row in np.flatnonzero(table["status"] == "ok")]
     scans = [_Scan(row, str(scan), str(key)) for row, scan, key in zip(places, ok["scan"], ok["key"], strict=True)]
     # The identity reads the whole checkpoint; it comes first, so that a missing file is known at once.
-    identity = weights_identity(weights, seed=seed)
-    fingerprint = encoder_digest(encoder, identity, autocast=autocast)
+    identity = NO_ENCODER if cut == VOLUME else weights_identity(weights, seed=seed, card=CARDS.get(encoder))
+    fingerprint = encoder_digest(encoder, identity, cut=cut, precision=precision)
 
     kept = _kept_rows(output, fingerprint) if previous else {}
-    rows = [kept.get((scan.scan, scan.key)) for scan in scans]  # each (384, 8, 8, 8) float16, or None
+    rows = [kept.get((scan.scan, scan.key)) for scan in scans]  # each a tensor of the cut's shape, or None
     missing = [i for i, row in enumerate(rows) if row is None]
     logger.info(
-        "embeddings: %d scans, %d kept from before, %d to compute", len(scans), len(scans) - len(missing), len(missing)
+        "%s: %d scans, %d kept from before, %d to compute", cut, len(scans), len(scans) - len(missing), len(missing)
     )
 
     if missing:
-        network = lookup("encoder", encoder)(weights, seed=seed).to(device)
+        be_repeatable(device)
+        compute = _computation(encoder, cut, weights, seed, device, precision)
         batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+        fitting = FittingBatch(batch_size)
         with ThreadPoolExecutor(1) as reader, tqdm(total=len(missing), unit="scan", mininterval=5) as progress:
             # The next batch is read and unzipped while the device computes this one.
             coming = reader.submit(_read_volumes, folder, [scans[i] for i in batches[0]])
             for batch, following in zip(batches, [*batches[1:], []], strict=True):
-                volumes = coming.result()
+                volumes = coming.result()  # (B, 1, 128, 128, 128)
                 coming = reader.submit(_read_volumes, folder, [scans[i] for i in following])
-                embedded = _embed(network, volumes, device, autocast)
+                embedded = fitting.run(lambda parts: torch.cat([compute(part) for part in parts]), volumes)
                 for i, embedding in zip(batch, embedded, strict=True):
-                    rows[i] = _as_float16(embedding, scans[i].row)
+                    rows[i] = _checked(embedding, cut, scans[i].row)
                 progress.update(len(batch))
 
-    embeddings = torch.stack(rows) if rows else torch.empty((0, *EMBEDDING), dtype=torch.float16)
+    embeddings = torch.stack(rows) if rows else torch.empty(0, dtype=_dtype(cut))
     metadata = {
         "scans": json.dumps([scan.scan for scan in scans]),
         "keys": json.dumps([scan.key for scan in scans]),
@@ -125,9 +138,9 @@ def embed_shard(
 
 
 def read_embeddings(path: str | Path) -> tuple[list[str], Tensor, dict[str, str]]:
-    """Scan ids, embeddings (float16, (N, 384, 8, 8, 8)) and metadata of a file that ``embed_shard`` wrote.
+    """Scan ids, embeddings (N, ...) and metadata of a file that ``embed_shard`` wrote.
 
-    Raises StudyError where the file is missing, damaged or of another kind.
+    The tensor is memory-mapped: a scan is read when it is used. Raises StudyError where the file is missing, damaged or of another kind.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -137,16 +150,19 @@ def read_embeddings(path: str | Path) -> tuple[list[str], Tensor, dict[str, str]
         keys = json.loads(metadata["keys"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise StudyError(f"{path}: not a readable file of embeddings ({error}); delete it and run again") from error
-    if not len(scans) == len(keys) == len(embeddings) or embeddings.dtype != torch.float16:
+    if not len(scans) == len(keys) == len(embeddings):
         raise StudyError(f"{path}: its scans and its embeddings do not fit together; delete it and run again")
     return scans, embeddings, metadata
 
 
-def encoder_digest(encoder: str, identity: str, *, autocast: bool = False) -> str:
-    """What decides whether an embedding still stands: the encoder's name, weights, source and precision."""
-    source = find_spec(module_of("encoder", encoder)).origin
-    precision = "bfloat16" if autocast else "float32"
-    return digest({"encoder": encoder, "weights": identity, "code": sha256_of(source), "precision": precision})
+def encoder_digest(encoder: str, identity: str, *, cut: str = OUTPUT, precision: str = "float32") -> str:
+    """What decides whether an embedding still stands: the encoder's name, weights and source, the cut, the precision."""
+    if cut == VOLUME:
+        return digest({"cut": cut})
+    code = [
+        sha256_of(find_spec(module).origin) for module in (module_of("encoder", encoder), "fedbrain.models.encoder")
+    ]
+    return digest({"encoder": encoder, "weights": identity, "code": code, "precision": precision, "cut": cut})
 
 
 def _kept_rows(output: str | Path, fingerprint: str) -> dict[tuple[str, str], Tensor]:
@@ -163,8 +179,9 @@ def _kept_rows(output: str | Path, fingerprint: str) -> dict[tuple[str, str], Te
     return dict(zip(zip(scans, json.loads(metadata["keys"])), embeddings))
 
 
-def _read_volumes(folder: str | Path, scans: Sequence[_Scan]) -> list[Tensor]:
-    return [_read_volume(folder, scan) for scan in scans]
+def _read_volumes(folder: str | Path, scans: Sequence[_Scan]) -> Tensor | None:
+    """(B, 1, 128, 128, 128) float32; None for no scans."""
+    return torch.stack([_read_volume(folder, scan) for scan in scans])[:, None] if scans else None
 
 
 def _read_volume(folder: str | Path, scan: _Scan) -> Tensor:
@@ -180,32 +197,42 @@ def _read_volume(folder: str | Path, scan: _Scan) -> Tensor:
     except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
         # Not chained and not quoted: nibabel's message holds the path, and the path holds the subject id.
         raise StudyError(f"{place} cannot be read ({type(error).__name__}); {mend}") from None
-    if values.shape != VOLUME:
-        raise StudyError(f"{place} is {values.shape} and not {VOLUME}; {mend}")
+    if values.shape != SHAPE:
+        raise StudyError(f"{place} is {values.shape} and not {SHAPE}; {mend}")
     if not np.isfinite(values).all():
         raise StudyError(f"{place} holds values that are not finite; {mend}")
     return torch.from_numpy(values)
 
 
-@torch.inference_mode()
-def _embed(network: torch.nn.Module, volumes: Sequence[Tensor], device: str, autocast: bool) -> Tensor:
-    if torch.device(device).type == "cuda":
-        # cuDNN rounds float32 inputs to TF32 (10 bits of mantissa) by default: "float32" would mean less than on the CPU.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-    batch = torch.stack(list(volumes))[:, None].to(device)  # (B, 1, 128, 128, 128)
-    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
-        return network(batch).float().cpu()  # (B, 384, 8, 8, 8)
+def _computation(encoder: str, cut: str, weights, seed: int, device: str, precision: str):
+    """The function from volumes (B, 1, 128, 128, 128) to what is kept of them, on the CPU."""
+    if cut == VOLUME:
+        return lambda volumes: volumes
+    network = lookup("encoder", encoder)(weights, seed=seed).to(device)
+    start = start_of(cut)
+
+    @torch.inference_mode()
+    def compute(volumes: Tensor) -> Tensor:
+        with autocast(device, precision):
+            volumes = volumes.to(device)
+            embedded = network(volumes) if start is None else network.tokens(volumes, start)
+        return embedded.float().cpu()
+
+    return compute
 
 
-def _as_float16(embedding: Tensor, row: int) -> Tensor:
+def _dtype(cut: str) -> torch.dtype:
+    return torch.float16 if cut == OUTPUT else torch.float32
+
+
+def _checked(embedding: Tensor, cut: str, row: int) -> Tensor:
     if not embedding.isfinite().all():
         raise StudyError(f"row {row} of the shard's table: its embedding is not finite; check the encoder's weights")
-    if embedding.abs().max() >= FLOAT16_MAX:
+    if cut == OUTPUT and embedding.abs().max() >= FLOAT16_MAX:
         raise StudyError(
             f"row {row} of the shard's table: its embedding is beyond float16; check the encoder's weights"
         )
-    return embedding.half()
+    return embedding.to(_dtype(cut))
 
 
 def _with_sorted_header(data: bytes) -> bytes:

@@ -4,18 +4,20 @@ No head keeps batch statistics, so that averaging the parameters of clients aver
 convolutional heads are our choice: the published study names them (a small and a large CNN) without saying how they are built.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
-from fedbrain.registry import lookup
+from fedbrain.registry import build
 
 
-def build_head(name: str, *, channels: int = 384, classes: int = 2) -> nn.Module:
+def build_head(name: str, options: Mapping | None = None, *, channels: int = 384, classes: int = 2) -> nn.Module:
     """The head called ``name`` in the registry: (B, channels, 8, 8, 8) float32 -> (B, classes) logits.
 
     Its weights are drawn from torch's global generator: set ``torch.manual_seed`` before. Raises StudyError for an
-    unknown name.
+    unknown name or option.
     """
-    return lookup("head", name)(channels=channels, classes=classes)
+    return build("head", name, options, channels=channels, classes=classes)
 
 
 class LinearHead(nn.Module):
