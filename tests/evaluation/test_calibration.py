@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,17 +9,19 @@ from sklearn.linear_model import LogisticRegression
 
 from fedbrain.evaluation.bootstrap import interval
 from fedbrain.evaluation.calibration import (
+    CALIBRATION,
     CALIBRATION_METRICS,
     calibration_curve,
+    calibration_curves,
     calibration_intercept,
     calibration_slope,
-    curve_table,
     ece,
     ece_if_calibrated,
     reason_uncalibrated,
     recalibration,
     wilson_interval,
 )
+from fedbrain.tables import PREDICTIONS, read_table, write_table
 
 
 def overlapping(rng, n=120, a=-0.4, b=0.6):
@@ -168,7 +171,6 @@ def test_the_curves_points_are_the_bins_of_the_error():
     assert sum(point.cases for point in points) == labels.sum()
     assert sum(abs(point.score - point.share) for point in points) / 6 == pytest.approx(ece(labels, scores, bins=6))
     assert all(point.low <= point.share <= point.high for point in points)
-    assert list(curve_table(labels, scores, np.arange(90), bins=6)["subjects"]) == [15] * 6
     with pytest.raises(ValueError, match="0..1"):
         calibration_curve([0, 1], [0.5, 2], [1, 2])
 
@@ -181,3 +183,31 @@ def test_the_curves_intervals_are_wilsons_over_subjects():
     (point,) = calibration_curve(labels, scores, subjects, bins=1)
     assert (point.low, point.high) == wilson_interval(0.5, 2)
     assert (point.scans, point.subjects) == (4, 2)
+
+
+def test_the_table_has_the_curve_of_every_seed_and_a_reason_where_there_is_none(tmp_path):
+    rng = np.random.default_rng(6)
+    frames = {}
+    for seed in (3, 5):
+        labels, scores = overlapping(rng, n=60)
+        cohorts = np.repeat(["north", "south"], 30)
+        frame = pd.DataFrame({"cohort": cohorts, "subject": [f"{i:02d}" for i in range(60)], "session": pd.NA})
+        frames[seed] = frame.assign(label=np.arange(60) % 2, score=scores).astype(PREDICTIONS)
+    frames[5].loc[0, "score"] = pd.NA
+    table = calibration_curves({("linear", "frozen", "fedavg"): frames}, clients=["north", "south", "empty"], bins=4)
+    write_table(table, tmp_path / "calibration.tsv")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "calibration.tsv", CALIBRATION), table)
+    south = table[(table["client"] == "south") & (table["seed"] == 5)]
+    own = frames[5].query("cohort == 'south'")
+    labels, scores = own["label"].to_numpy(int), own["score"].to_numpy(float)
+    points = calibration_curve(labels, scores, own["subject"].to_numpy(str), bins=4)
+    assert south["share"].tolist() == [point.share for point in points]
+    assert south["ece"].unique() == pytest.approx([ece(labels, scores, bins=4)])
+    chance = ece_if_calibrated(scores, own["subject"].to_numpy(str), bins=4)
+    assert tuple(south[["ece_by_chance", "ece_by_chance_95"]].iloc[0]) == pytest.approx(chance)
+    for client, seed, words in (
+        ("north", 5, "1 scan without a finite score"),
+        ("empty", 3, "no test subject: no curve"),
+    ):
+        none = table[(table["client"] == client) & (table["seed"] == seed)]
+        assert none["note"].tolist() == [words]

@@ -34,7 +34,7 @@ def scored_scans(draw):
     return labels, scores, weights
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(scored_scans())
 def test_metrics_agree_with_scikit_learn_with_and_without_weights(case):
     labels, scores, weights = case

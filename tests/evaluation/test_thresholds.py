@@ -6,7 +6,15 @@ from sklearn.metrics import roc_curve
 from fedbrain.errors import StudyError
 from fedbrain.evaluation.bootstrap import intervals
 from fedbrain.evaluation.metrics import balanced_accuracy
-from fedbrain.evaluation.thresholds import called, choose_threshold, metrics_at, refuse_shared_persons
+from fedbrain.evaluation.thresholds import (
+    THRESHOLDS,
+    called,
+    choose_threshold,
+    metrics_at,
+    performance_at_thresholds,
+    refuse_shared_persons,
+)
+from fedbrain.tables import PREDICTIONS, read_table, write_table
 
 
 def test_youden_by_hand():
@@ -72,3 +80,41 @@ def test_a_person_of_the_test_among_the_validation_scans_is_refused():
     splits = pd.DataFrame({"cohort": ["b", "b"], "subject": ["2", "9"], "person": ["p", "p"]})
     with pytest.raises(StudyError, match="validation and the test scans: 1;"):
         refuse_shared_persons(validation, test, splits)
+
+
+CELL = ("linear", "frozen", "fedavg")
+
+
+def scored(rng, part, shift):
+    rows = [(cohort, f"{part}{i}", pd.NA, i % 2) for cohort in ("north", "south") for i in range(30)]
+    frame = pd.DataFrame(rows, columns=["cohort", "subject", "session", "label"])
+    scores = np.clip(0.3 * frame["label"] + shift + 0.2 * rng.random(60), 0, 1)
+    return frame.assign(score=scores).astype(PREDICTIONS)
+
+
+def test_each_seed_meets_the_test_scans_with_its_own_threshold(tmp_path):
+    """Scores of case and control part at 0.25 + shift: a fixed 0.5 misses it, and validation finds it for each seed."""
+    rng = np.random.default_rng(2)
+    shifts = {0: 0.0, 1: 0.4}
+    test, validation = ({CELL: {k: scored(rng, part, v) for k, v in shifts.items()}} for part in "tv")
+    table = performance_at_thresholds(test, validation, clients=["north", "south", "empty"], resamples=50)
+    write_table(table, tmp_path / "thresholds.tsv")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "thresholds.tsv", THRESHOLDS), table)
+    north = table[(table["client"] == "north") & (table["metric"] == "balanced_accuracy")].set_index("rule")
+    assert north.loc["youden", "threshold"] == pytest.approx(0.25 + 0.2, abs=0.03)
+    assert north.loc["youden", "threshold_sd"] == pytest.approx(0.4 / np.sqrt(2), abs=0.05)
+    assert north.loc["youden", "value"] == pytest.approx(1, abs=0.02)
+    assert north.loc["fixed", "value"] < 0.85
+    empty = table[(table["client"] == "empty") & (table["rule"] == "youden")]
+    assert empty["value"].isna().all()
+    assert empty["note"].str.contains("no test subject").all()
+    assert empty["note"].str.contains("no case among the validation scans: 0.5 stands").all()
+
+
+def test_validation_scans_of_every_seed_and_of_other_persons_are_needed():
+    rng = np.random.default_rng(3)
+    test, validation = ({CELL: {0: scored(rng, part, 0.1)}} for part in "tv")
+    with pytest.raises(StudyError, match="no validation predictions of seed 1"):
+        performance_at_thresholds({CELL: {1: test[CELL][0]}}, validation, clients=["north", "south"])
+    with pytest.raises(StudyError, match="would flatter the test"):
+        performance_at_thresholds(test, test, clients=["north", "south"])

@@ -16,7 +16,7 @@ determined (NaN). The metric returns these as they are, since a bootstrap needs 
 :func:`recalibration` and the tables give no value and a reason instead.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,28 @@ import pandas as pd
 from scipy.special import expit, logit, ndtri
 
 from fedbrain.evaluation.metrics import Metric, are_probabilities, counted, reason_undefined, weighted
+from fedbrain.evaluation.predictions import POOLED, Cell, aligned, of_client, refuse_pooled_cohort, with_persons
+from fedbrain.tables import REAL, TEXT, WHOLE
+
+CALIBRATION = {  # columns of the table of calibration curves
+    "head": TEXT,
+    "tuning": TEXT,
+    "aggregation": TEXT,
+    "client": TEXT,  # a cohort, or "pooled"
+    "seed": WHOLE,  # a curve is of one model: seeds are not mixed
+    "bin": WHOLE,  # from 1, lowest scores first
+    "score": REAL,  # mean of the bin
+    "share": REAL,  # of cases in the bin
+    "low": REAL,  # Wilson's interval of the share
+    "high": REAL,
+    "scans": WHOLE,
+    "subjects": WHOLE,
+    "cases": WHOLE,
+    "ece": REAL,  # of the whole curve
+    "ece_by_chance": REAL,  # mean error of a calibrated model with these scores
+    "ece_by_chance_95": REAL,  # and its 95th percentile
+    "note": TEXT,
+}
 
 CLIP = 1e-6  # scores are taken as at least this far from 0 and 1, where a logit is infinite (ours)
 BINS = 10  # of the calibration error and curve (ours; Guo et al., ICML 2017, use 15 on thousands of images)
@@ -198,10 +220,49 @@ def ece_if_calibrated(scores, subjects, *, bins: int = BINS, draws: int = 1000, 
     return float(errors.mean()), float(np.quantile(errors, 0.95))
 
 
-def curve_table(labels, scores, subjects, *, bins: int = BINS, level: float = 0.95) -> pd.DataFrame:
-    """:func:`calibration_curve` as a table with the columns of :class:`CurvePoint`."""
-    points = calibration_curve(labels, scores, subjects, bins=bins, level=level)
-    return pd.DataFrame(points, columns=list(CurvePoint._fields))
+def calibration_curves(
+    predictions: Mapping[Cell, Mapping[int, pd.DataFrame]],
+    *,
+    clients: Sequence[str],
+    bins: int = BINS,
+    level: float = 0.95,
+    seed: int = 0,
+    splits: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """The curve of every cell and seed on the test scans of each client and of all: a table :data:`CALIBRATION`.
+
+    predictions, clients, splits: as :func:`fedbrain.evaluation.performance.performance` takes them. A curve that does
+    not exist (no test subject, a score that is missing or no probability) is one row with a note. A curve with fewer
+    than five subjects in a bin has a note, too (five is ours).
+    Raises StudyError where predictions do not fit and ValueError for bins or a level out of range.
+    """
+    refuse_pooled_cohort(clients)
+    rows = []
+    for cell, by_seed in predictions.items():
+        scans, scores = aligned(cell, by_seed, clients)
+        scans = with_persons(scans, splits)
+        for client in (*clients, POOLED):
+            mask = of_client(scans, client)
+            labels, persons = scans["label"].to_numpy(int)[mask], scans["person"].to_numpy(str)[mask]
+            for number, of_seed in zip(by_seed, scores[:, mask]):
+                named = dict(zip(("head", "tuning", "aggregation"), cell)) | {"client": client, "seed": number}
+                rows += [named | row for row in _curve_rows(labels, of_seed, persons, bins, level, seed)]
+    return pd.DataFrame(rows, columns=list(CALIBRATION)).astype(CALIBRATION)
+
+
+def _curve_rows(labels, scores, persons, bins, level, seed):
+    if not len(labels):
+        return [{"note": "no test subject: no curve"}]
+    if not np.isfinite(scores).all() or not are_probabilities(scores):
+        return [{"note": reason_uncalibrated("ece", labels, scores)}]
+    by_chance = dict(
+        zip(("ece_by_chance", "ece_by_chance_95"), ece_if_calibrated(scores, persons, bins=bins, seed=seed))
+    )
+    points = calibration_curve(labels, scores, persons, bins=bins, level=level)
+    fewest = min(point.subjects for point in points)
+    note = f"{counted(fewest, 'subject')} in a bin: a curve for the eye alone" if fewest < 5 else None
+    whole = by_chance | {"ece": ece(labels, scores, bins=bins), "note": note}
+    return [{"bin": place} | point._asdict() | whole for place, point in enumerate(points, start=1)]
 
 
 def _mass_bins(scores, weights, bins):

@@ -64,10 +64,12 @@ def auc(labels, scores, weights):
     below = np.zeros((len(controls) + 1, weights.shape[1]))  # (M + 1, R): weight of the k lowest controls
     np.cumsum(weights[controls], axis=0, out=below[1:])
     # Controls below a case plus controls not above it: twice the midrank, so that a tie counts one half.
-    twice = below[np.searchsorted(scores[controls], scores[cases], side="left")]  # (P, R)
-    twice += below[np.searchsorted(scores[controls], scores[cases], side="right")]
-    won = np.einsum("pr,pr->r", weights[cases], twice) / 2
-    return _ratio(won, weights[cases].sum(axis=0) * below[-1])
+    lower, upper = (np.searchsorted(scores[controls], scores[cases], side=side) for side in ("left", "right"))
+    twice = below[lower]  # (P, R)
+    twice += twice if np.array_equal(lower, upper) else below[upper]
+    of_cases = weights[cases]
+    won = np.einsum("pr,pr->r", of_cases, twice) / 2
+    return _ratio(won, of_cases.sum(axis=0) * below[-1])
 
 
 @weighted

@@ -5,17 +5,53 @@ than they are (Leeflang et al., Clinical Chemistry 54:729-737, 2008). So the onl
 and :func:`refuse_shared_persons` stops a mix-up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from fedbrain.errors import StudyError
-from fedbrain.evaluation.metrics import THRESHOLD, Metric, balanced_accuracy, sensitivity, specificity
-from fedbrain.evaluation.predictions import with_persons
+from fedbrain.evaluation.bootstrap import Interval, intervals
+from fedbrain.evaluation.metrics import (
+    THRESHOLD,
+    Metric,
+    balanced_accuracy,
+    reason_undefined,
+    sensitivity,
+    specificity,
+)
+from fedbrain.evaluation.predictions import (
+    POOLED,
+    Cell,
+    aligned,
+    cell_name,
+    of_client,
+    refuse_pooled_cohort,
+    with_persons,
+)
+from fedbrain.tables import REAL, TEXT, WHOLE
 
 RULES = ("fixed", "youden")
+THRESHOLDS = {  # columns of the table of performance at thresholds
+    "head": TEXT,
+    "tuning": TEXT,
+    "aggregation": TEXT,
+    "client": TEXT,  # a cohort, or "pooled"
+    "rule": TEXT,  # fixed or youden
+    "threshold": REAL,  # mean over seeds
+    "threshold_sd": REAL,  # over seeds; n/a with one seed
+    "metric": TEXT,
+    "value": REAL,  # mean over seeds
+    "low": REAL,
+    "high": REAL,
+    "seed_sd": REAL,
+    "seeds": WHOLE,
+    "subjects": WHOLE,
+    "positives": WHOLE,
+    "negatives": WHOLE,
+    "note": TEXT,
+}
 
 
 class Threshold(NamedTuple):
@@ -72,6 +108,47 @@ def called(scores, threshold: float) -> np.ndarray:
     return np.where(np.isnan(scores), np.nan, (scores >= threshold).astype(float))
 
 
+def performance_at_thresholds(
+    predictions: Mapping[Cell, Mapping[int, pd.DataFrame]],
+    validation: Mapping[Cell, Mapping[int, pd.DataFrame]],
+    *,
+    clients: Sequence[str],
+    rules: Sequence[str] = RULES,
+    resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+    method: str = "percentile",
+    splits: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Sensitivity, specificity and balanced accuracy of the test scans at chosen thresholds: a table THRESHOLDS.
+
+    predictions: of the test scans, validation: of the validation scans, tables PREDICTIONS for the same cells and
+    seeds. Each seed's threshold is chosen on validation scans: a client's on its own, "pooled" on those of all clients.
+    The interval takes the thresholds as given: it is that of this rule's outcome on further test subjects, and does not
+    hold the uncertainty of the choice, which ``threshold_sd`` and few validation scans hint at.
+    Raises StudyError where predictions do not fit, validation lacks a cell or seed, or a person is in both.
+    """
+    refuse_pooled_cohort(clients)
+    options = {"resamples": resamples, "level": level, "seed": seed, "method": method}
+    rows = []
+    for cell, by_seed in predictions.items():
+        lacking = [number for number in by_seed if number not in validation.get(cell, {})]
+        if lacking:
+            raise StudyError(f"{cell_name(cell)}: no validation predictions of seed {lacking[0]}; train the cell again")
+        scans, scores = aligned(cell, by_seed, clients)
+        seen, chosen_on = aligned(cell, {number: validation[cell][number] for number in by_seed}, clients)
+        refuse_shared_persons(seen, scans, splits)
+        scans = with_persons(scans, splits)
+        for client in (*clients, POOLED):
+            test, own = of_client(scans, client), of_client(seen, client)
+            labels = seen["label"].to_numpy(int)[own]
+            for rule in rules:
+                found = [choose_threshold(labels, of_seed, rule=rule) for of_seed in chosen_on[:, own]]
+                named = dict(zip(("head", "tuning", "aggregation"), cell)) | {"client": client, "rule": rule}
+                rows += [named | row for row in _threshold_rows(scans[test], scores[:, test], found, options)]
+    return pd.DataFrame(rows, columns=list(THRESHOLDS)).astype(THRESHOLDS)
+
+
 def refuse_shared_persons(validation: pd.DataFrame, test: pd.DataFrame, splits: pd.DataFrame | None = None) -> None:
     """Raises StudyError where a person of the test scans is among the validation scans (columns cohort, subject).
 
@@ -83,6 +160,34 @@ def refuse_shared_persons(validation: pd.DataFrame, test: pd.DataFrame, splits: 
             f"persons in both the validation and the test scans: {len(shared)}; a threshold chosen there would flatter "
             "the test; make predictions of both from the same splits"
         )
+
+
+def _threshold_rows(scans, scores, thresholds, options):
+    labels, persons = scans["label"].to_numpy(int), scans["person"].to_numpy(str)
+    people, positives = len(np.unique(persons)), len(np.unique(persons[labels == 1]))
+    values = np.array([threshold.value for threshold in thresholds])
+    calls = [called(of_seed, value) for of_seed, value in zip(scores, values)]
+    results = intervals(metrics_at(THRESHOLD), labels, calls, persons, **options) if people else {}
+    whole = {
+        "threshold": float(values.mean()),
+        "threshold_sd": float(values.std(ddof=1)) if len(values) > 1 else np.nan,
+        "seeds": len(values),
+        "subjects": people,
+        "positives": positives,
+        "negatives": people - positives,
+    }
+    chosen_note = next((threshold.reason for threshold in thresholds if threshold.reason), "")
+    rows = []
+    for metric in metrics_at(THRESHOLD):
+        found = results.get(metric, Interval(*(np.nan,) * 4))
+        note = reason_undefined(metric, int((labels == 1).sum()), int((labels == 0).sum()))
+        if not note and np.isnan(found.value):
+            note = "a scan without a finite score: no value"
+        elif not note and found.low == found.high:
+            note = "all resamples equal: the interval has no width and cannot show the uncertainty"
+        row = dict(zip(("value", "low", "high", "seed_sd"), found)) | {"metric": metric}
+        rows.append(whole | row | {"note": "; ".join(filter(None, (note, chosen_note))) or None})
+    return rows
 
 
 def _youden(labels, scores):
