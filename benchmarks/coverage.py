@@ -4,10 +4,10 @@
 
 Made-up studies with a known AUC: scores are normal, those of cases shifted (binormal), labels fixed by prevalence. In
 clustered studies each subject has three scans, half of the variance of a score being the subject's own (intraclass
-correlation 0.5); n counts subjects. In some studies cases are spread three times as widely as controls. Percentile and BCa limits come from the same resamples. A share of s in k studies
-has a Monte Carlo standard error of sqrt(s (1 - s) / k). A study whose interval does not exist (complete separation for
-DeLong, fewer than two cases) counts as not covering; its share stands in the last column. ``hybrid`` is DeLong on the
-logit scale where it exists and Newcombe's score interval elsewhere.
+correlation 0.5); n counts subjects. In the last studies cases are spread three times as widely as controls. Percentile
+and BCa limits come from the same resamples. A share of s in k studies has a Monte Carlo standard error of
+sqrt(s (1 - s) / k). A study whose interval does not exist counts as not covering; the share of studies without DeLong's
+(complete separation) stands in the last column.
 """
 
 import argparse
@@ -17,11 +17,11 @@ import numpy as np
 from scipy.special import ndtri
 
 from fedbrain.evaluation.bootstrap import jackknife, limits, replicates, subject_strata
-from fedbrain.evaluation.comparison import bootstrap_p, delong_interval, delong_test, score_interval
+from fedbrain.evaluation.comparison import analytic_interval, bootstrap_p, delong_interval, delong_test, score_interval
 from fedbrain.evaluation.metrics import auc
 
 SHARED = 0.5  # intraclass correlation of a subject's scans
-METHODS = ("percentile", "bca", "delong", "delong_logit", "score", "hybrid")
+METHODS = ("percentile", "bca", "delong", "delong_logit", "delong_t", "score", "analytic")
 DESIGNS = [  # subjects, prevalence, true AUC, scans per subject, spread of cases / spread of controls
     *((n, 0.5, area, 1) for area in (0.75, 0.9) for n in (20, 50, 100, 500, 2000)),
     *((n, 0.3, 0.75, 1) for n in (20, 50, 100)),
@@ -51,14 +51,15 @@ def study_intervals(labels, scores, subjects, resamples: int, seed: int) -> dict
     left_out = [part[0] for part in jackknife(metrics, labels, [scores], subject, strata)["auc"]]
     value = auc(labels, scores)
     cases = len(strata[-1])
-    found = {
+    return {
         "percentile": limits(drawn, value, 0.95),
         "bca": limits(drawn, value, 0.95, left_out),
-        "delong": delong_interval(labels, scores, logit=False, subjects=subjects)[1:],
-        "delong_logit": delong_interval(labels, scores, subjects=subjects)[1:],
+        "delong": delong_interval(labels, scores, logit=False, small_sample=False, subjects=subjects)[1:],
+        "delong_logit": delong_interval(labels, scores, small_sample=False, subjects=subjects)[1:],
+        "delong_t": delong_interval(labels, scores, subjects=subjects)[1:],
         "score": score_interval(value, cases, subject.max() + 1 - cases),
+        "analytic": analytic_interval(labels, [scores], subjects)[1:3],
     }
-    return found | {"hybrid": found["score"] if np.isnan(found["delong_logit"][0]) else found["delong_logit"]}
 
 
 def coverage(design, studies: int, resamples: int):

@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import brunnermunzel, norm
 
 from fedbrain.errors import StudyError
 from fedbrain.evaluation.bootstrap import interval
 from fedbrain.evaluation.comparison import (
     COMPARISONS,
+    analytic_interval,
     bootstrap_p,
     compare_cells,
     delong_covariance,
@@ -48,8 +49,10 @@ def test_delongs_interval_agrees_with_the_published_results_of_proc(asah):
     """ci.auc of ndka as in pROC's tests (test-ci.auc.R), and of s100b as in its manual, 0.6301 to 0.8326."""
     labels = asah["poor_outcome"]
     expected = (0.611957994579946, 0.501244999271703, 0.722670989888189)
-    assert delong_interval(labels, asah["ndka"], logit=False) == pytest.approx(expected, rel=1e-12)
-    assert delong_interval(labels, asah["s100b"], logit=False)[1:] == pytest.approx((0.6301, 0.8326), abs=5e-5)
+    assert delong_interval(labels, asah["ndka"], logit=False, small_sample=False) == pytest.approx(expected, rel=1e-12)
+    assert delong_interval(labels, asah["s100b"], logit=False, small_sample=False)[1:] == pytest.approx(
+        (0.6301, 0.8326), abs=5e-5
+    )
 
 
 def by_definition(labels, scores, subjects):
@@ -144,6 +147,19 @@ def test_the_logit_interval_stays_within_bounds_and_keeps_its_ends_under_a_mirro
     assert value - low > high - value
 
 
+@pytest.mark.parametrize(("controls", "cases"), [(30, 20), (12, 3), (2, 9)])
+def test_small_samples_take_the_degrees_of_freedom_of_brunner_and_munzel(controls, cases):
+    """scipy's Brunner-Munzel test of the same two samples has the same standard error and degrees of freedom."""
+    rng = np.random.default_rng(controls)
+    x, y = rng.normal(size=controls), rng.normal(0.4, 2, size=cases)
+    labels, scores = np.repeat([0, 1], [controls, cases]), np.r_[x, y]
+    statistic, p = brunnermunzel(x, y, distribution="t")
+    value, low, high = delong_interval(labels, scores, level=1 - p, logit=False)
+    assert min(abs(low - 0.5), abs(high - 0.5)) == pytest.approx(0, abs=1e-9)  # the interval of that level ends at 0.5
+    se = np.sqrt(delong_covariance(labels, [scores])[1][0, 0])
+    assert (value - 0.5) / se == pytest.approx(statistic)
+
+
 def test_where_delong_has_no_variance_there_is_no_interval():
     assert np.isnan(delong_interval([0, 0, 1, 1], [1, 2, 3, 4])[1:]).all()  # separated
     assert delong_interval([0, 0, 1], [1, 3, 2])[0] == 0.5
@@ -191,6 +207,18 @@ def test_the_score_interval_is_where_hanley_and_mcneils_variance_puts_the_auc():
     assert score_interval(0.8, 50, 50)[0] > score_interval(0.8, 10, 10)[0]
     assert np.isnan(score_interval(np.nan, 5, 5)).all()
     assert np.isnan(score_interval(0.5, 0, 5)).all()
+
+
+def test_where_delong_says_nothing_the_score_interval_stands_in_with_a_note():
+    labels, scores = np.array([0, 0, 0, 1, 1]), np.array([1, 4, 2, 3, 5.0])
+    assert analytic_interval(labels, [scores], np.arange(5)) == (*delong_interval(labels, scores), "")
+    separated = analytic_interval([0, 0, 0, 1, 1], [[1, 2, 3, 4, 5]], np.arange(5))
+    assert separated == (1, *score_interval(1, 2, 3), "complete separation: interval of Newcombe, from the counts")
+    # Three scans of one case are one case.
+    one_case = analytic_interval([0, 0, 1, 1, 1], [[1, 3, 2, 2, 4]], ["a", "b", "c", "c", "c"])
+    assert one_case[1:3] == score_interval(one_case[0], 1, 2)
+    assert one_case[3].startswith("1 case only")
+    assert np.isnan(analytic_interval([0, 0], [[1, 2]], ["a", "b"])[:3]).all()
 
 
 def test_holm_by_hand_and_against_statsmodels():

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit, logit, ndtr, ndtri
+from scipy.special import expit, logit, ndtr, ndtri, stdtrit
 from scipy.stats import rankdata
 
 from fedbrain.errors import StudyError
@@ -81,34 +81,8 @@ def delong_covariance(labels, scores, subjects=None) -> tuple[np.ndarray, np.nda
     score is not finite; the covariance is NaN also where fewer than two subjects have cases or controls.
     Raises ValueError where shapes do not fit or a label is neither 0 nor 1.
     """
-    labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
-    subjects = np.arange(len(labels)) if subjects is None else np.asarray(subjects)
-    if labels.ndim != 1 or scores.ndim != 2 or scores.shape[1] != len(labels) or subjects.shape != labels.shape:
-        raise ValueError(f"labels {labels.shape}, scores {scores.shape}, subjects {subjects.shape} do not fit")
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError("labels must be 0 (control) or 1 (case)")
-    models = len(scores)
-    case = labels == 1
-    cases, controls = int(case.sum()), int((~case).sum())
-    aucs, covariance = np.full(models, np.nan), np.full((models, models), np.nan)
-    if not cases or not controls or not np.isfinite(scores).all():
-        return aucs, covariance
-    overall = rankdata(scores, axis=1)
-    of_cases = (overall[:, case] - rankdata(scores[:, case], axis=1)) / controls  # (K, cases): share of pairs won
-    of_controls = 1 - (overall[:, ~case] - rankdata(scores[:, ~case], axis=1)) / cases  # (K, controls)
-    aucs = of_cases.mean(axis=1)
-
-    subject = np.unique(subjects, return_inverse=True)[1]
-    people = subject.max() + 1
-    case_sums = np.stack([np.bincount(subject[case], row, people) for row in of_cases - aucs[:, None]])
-    control_sums = np.stack([np.bincount(subject[~case], row, people) for row in of_controls - aucs[:, None]])
-    with_cases, with_controls = len(np.unique(subject[case])), len(np.unique(subject[~case]))
-    if with_cases < 2 or with_controls < 2:
-        return aucs, covariance
-    between = case_sums @ control_sums.T * (people / (people - 1) / (cases * controls))
-    covariance = case_sums @ case_sums.T * (with_cases / (with_cases - 1) / cases**2)
-    covariance += control_sums @ control_sums.T * (with_controls / (with_controls - 1) / controls**2)
-    return aucs, covariance + between + between.T
+    parts = _components(labels, scores, subjects)
+    return parts.aucs, parts.covariance
 
 
 def delong_test(labels, scores_a, scores_b, *, subjects=None) -> DeLongTest:
@@ -125,31 +99,44 @@ def delong_test(labels, scores_a, scores_b, *, subjects=None) -> DeLongTest:
     return DeLongTest(float(aucs[0]), float(aucs[1]), z, p)
 
 
-def delong_interval(labels, scores, level: float = 0.95, *, logit: bool = True, subjects=None):
+def delong_interval(
+    labels, scores, level: float = 0.95, *, logit: bool = True, small_sample: bool = True, subjects=None
+) -> tuple[float, float, float]:
     """AUC and its interval by DeLong's variance: ``(auc, low, high)``.
 
     logit: the interval is symmetric on the logit scale and carried back, so that it stays within 0..1 and leans
     towards 0.5, as the AUC's distribution does near 1 (Pepe, The Statistical Evaluation of Medical Tests, 2003, section
-    5.2.4); False gives auc -+ z se, cut off at 0 and 1, as published reference implementations have it.
-    subjects (N,) where a subject has several scans. low and high are NaN on one class, with fewer than two subjects of
-    a class, and at an AUC of 0 or 1, where DeLong's variance is 0: :func:`score_interval` has a width there.
+    5.2.4); False gives auc -+ q se, cut off at 0 and 1.
+    small_sample: q is of Student's t with Satterthwaite's degrees of freedom from the variances that cases and controls
+    supply (Brunner and Munzel, Biometrical Journal 42:17-25, 2000), since a variance from three cases is itself a guess;
+    False takes the normal deviate. With both False the interval is that of published reference implementations.
+    subjects (N,) where a subject has several scans; degrees of freedom then count subjects (ours).
+    low and high are NaN on one class, with fewer than two subjects of a class, and at an AUC of 0 or 1, where DeLong's
+    variance is 0: :func:`score_interval` has a width there.
     Raises ValueError for a level outside (0, 1) and as :func:`delong_covariance`.
     """
-    return mean_delong_interval(labels, [scores], level, logit=logit, subjects=subjects)
+    return mean_delong_interval(labels, [scores], level, logit=logit, small_sample=small_sample, subjects=subjects)
 
 
-def mean_delong_interval(labels, scores_by_seed, level: float = 0.95, *, logit: bool = True, subjects=None):
+def mean_delong_interval(
+    labels, scores_by_seed, level: float = 0.95, *, logit: bool = True, small_sample: bool = True, subjects=None
+) -> tuple[float, float, float]:
     """:func:`delong_interval` of the mean AUC over training seeds; scores_by_seed (seeds, N)."""
     if not 0 < level < 1:
         raise ValueError(f"level {level} must be between 0 and 1")
-    aucs, covariance = delong_covariance(labels, scores_by_seed, subjects)
-    value, se, _, _ = _contrast(aucs, covariance, np.full(len(aucs), 1 / len(aucs)))
+    parts = _components(labels, scores_by_seed, subjects)
+    weights = np.full(len(parts.aucs), 1 / len(parts.aucs))
+    value, se, _, _ = _contrast(parts.aucs, parts.covariance, weights)
+    value = float(np.clip(value, 0, 1))  # a mean of ones may miss 1 by rounding
     if not se > 0 or not 0 < value < 1:
         return value, np.nan, np.nan
-    half = ndtri((1 + level) / 2) * se
+    quantile = ndtri((1 + level) / 2)
+    if small_sample:
+        quantile = stdtrit(_degrees_of_freedom(parts, weights), (1 + level) / 2)
+    half = quantile * se
     if logit:
         return value, *_on_logit_scale(value, half / (value * (1 - value)))
-    return value, max(0.0, value - half), min(1.0, value + half)
+    return value, max(0.0, float(value - half)), min(1.0, float(value + half))
 
 
 def score_interval(auc: float, cases: int, controls: int, level: float = 0.95) -> tuple[float, float]:
@@ -179,6 +166,30 @@ def score_interval(auc: float, cases: int, controls: int, level: float = 0.95) -
 
     # The AUC itself lies within the interval; beyond it the excess rises once through 0 before 0 or 1 is reached.
     return 0.0 if auc == 0 else edge(0.0, auc), 1.0 if auc == 1 else edge(1.0, auc)
+
+
+def analytic_interval(labels, scores_by_seed, subjects, level: float = 0.95) -> tuple[float, float, float, str]:
+    """Mean AUC over seeds and its interval without resampling, ``(auc, low, high, note)``: ours to recommend.
+
+    :func:`mean_delong_interval` at its defaults and, where DeLong's variance says nothing (complete separation, fewer
+    than two subjects of a class), :func:`score_interval` on the numbers of subjects with cases and with controls; the
+    note then says so, and is empty otherwise. labels (N,), scores_by_seed (seeds, N), subjects (N,). Measured to cover
+    where the bootstrap does not: docs/evaluation.md.
+    """
+    labels, subjects = np.asarray(labels), np.asarray(subjects)
+    value, low, high = mean_delong_interval(labels, scores_by_seed, level, subjects=subjects)
+    if not np.isnan(low) or np.isnan(value):
+        return value, low, high, ""
+    cases, controls = (len(np.unique(subjects[labels == label])) for label in (1, 0))
+    few = [counted(n, noun) for n, noun in ((cases, "case"), (controls, "control")) if n < 2]
+    reason = (
+        f"{' and '.join(few)} only"
+        if few
+        else "complete separation"
+        if np.isclose(abs(value - 0.5), 0.5)
+        else "no variance"
+    )
+    return value, *score_interval(value, cases, controls, level), f"{reason}: interval of Newcombe, from the counts"
 
 
 def holm(p_values) -> np.ndarray:
@@ -269,6 +280,48 @@ def compare_cells(
     return table
 
 
+class _Components(NamedTuple):
+    """AUCs (K,), their covariance (K, K), what of it cases and controls supply, and how many subjects have them."""
+
+    aucs: np.ndarray
+    covariance: np.ndarray
+    of_cases: np.ndarray
+    of_controls: np.ndarray
+    with_cases: int
+    with_controls: int
+
+
+def _components(labels, scores, subjects) -> _Components:
+    labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
+    subjects = np.arange(len(labels)) if subjects is None else np.asarray(subjects)
+    if labels.ndim != 1 or scores.ndim != 2 or scores.shape[1] != len(labels) or subjects.shape != labels.shape:
+        raise ValueError(f"labels {labels.shape}, scores {scores.shape}, subjects {subjects.shape} do not fit")
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError("labels must be 0 (control) or 1 (case)")
+    case = labels == 1
+    cases, controls = int(case.sum()), int((~case).sum())
+    nothing = np.full((len(scores), len(scores)), np.nan)
+    if not cases or not controls or not np.isfinite(scores).all():
+        return _Components(np.full(len(scores), np.nan), nothing, nothing, nothing, cases, controls)
+    overall = rankdata(scores, axis=1)
+    of_cases = (overall[:, case] - rankdata(scores[:, case], axis=1)) / controls  # (K, cases): share of pairs won
+    of_controls = 1 - (overall[:, ~case] - rankdata(scores[:, ~case], axis=1)) / cases  # (K, controls)
+    aucs = of_cases.mean(axis=1)
+
+    subject = np.unique(subjects, return_inverse=True)[1]
+    people = subject.max() + 1
+    case_sums = np.stack([np.bincount(subject[case], row, people) for row in of_cases - aucs[:, None]])
+    control_sums = np.stack([np.bincount(subject[~case], row, people) for row in of_controls - aucs[:, None]])
+    with_cases, with_controls = len(np.unique(subject[case])), len(np.unique(subject[~case]))
+    if with_cases < 2 or with_controls < 2:
+        return _Components(aucs, nothing, nothing, nothing, with_cases, with_controls)
+    between = case_sums @ control_sums.T * (people / (people - 1) / (cases * controls))
+    from_cases = case_sums @ case_sums.T * (with_cases / (with_cases - 1) / cases**2)
+    from_controls = control_sums @ control_sums.T * (with_controls / (with_controls - 1) / controls**2)
+    covariance = from_cases + from_controls + between + between.T
+    return _Components(aucs, covariance, from_cases, from_controls, with_cases, with_controls)
+
+
 def _contrast(aucs, covariance, weights) -> tuple[float, float, float, float]:
     """Value, standard error, normal deviate and two-sided p of a weighted sum of AUCs."""
     value, variance = float(weights @ aucs), float(weights @ covariance @ weights)
@@ -280,6 +333,12 @@ def _contrast(aucs, covariance, weights) -> tuple[float, float, float, float]:
         return value, 0.0, *((0.0, 1.0) if nothing else (np.nan, np.nan))
     se = np.sqrt(variance)
     return value, float(se), float(value / se), float(2 * ndtr(-abs(value) / se))
+
+
+def _degrees_of_freedom(parts: _Components, weights) -> float:
+    of_cases, of_controls = (float(weights @ part @ weights) for part in (parts.of_cases, parts.of_controls))
+    shares = of_cases**2 / (parts.with_cases - 1) + of_controls**2 / (parts.with_controls - 1)
+    return (of_cases + of_controls) ** 2 / shares
 
 
 def _on_logit_scale(value, half):

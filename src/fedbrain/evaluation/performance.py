@@ -8,7 +8,7 @@ import pandas as pd
 from fedbrain.evaluation.baseline import CELL, site_only
 from fedbrain.evaluation.bootstrap import Interval, intervals
 from fedbrain.evaluation.calibration import CALIBRATION_METRICS, reason_uncalibrated
-from fedbrain.evaluation.comparison import mean_delong_interval, score_interval
+from fedbrain.evaluation.comparison import analytic_interval
 from fedbrain.evaluation.metrics import METRICS, counted, reason_undefined
 from fedbrain.evaluation.predictions import (
     POOLED,
@@ -20,12 +20,11 @@ from fedbrain.evaluation.predictions import (
 )
 from fedbrain.tables import PERFORMANCE
 
-DELONG, SCORE = "auc_delong", "auc_score"  # the AUC again, with intervals that need no resampling
+ANALYTIC = "auc_delong"  # the AUC again, with an interval that needs no resampling and holds on few subjects
 CALIBRATION_RESAMPLES = 2000  # at most: a fit in each resample takes ten times as long as an AUC (ours)
 ROWS = (
     "auc",
-    DELONG,
-    SCORE,
+    ANALYTIC,
     *(metric for metric in METRICS | CALIBRATION_METRICS if metric != "auc"),
 )  # metrics, in the table's order
 
@@ -49,8 +48,8 @@ def performance(
     scans of the first cell. Without it every subject of every cohort is a unit of its own.
 
     Returns a table PERFORMANCE with the metrics of :data:`ROWS`: those of :mod:`fedbrain.evaluation.metrics` and
-    :mod:`fedbrain.evaluation.calibration`, and the AUC twice more, with an interval by DeLong's variance on the logit
-    scale ("auc_delong") and by Newcombe's method from the counts alone ("auc_score"). value is the mean over
+    :mod:`fedbrain.evaluation.calibration`, and the AUC once more with the interval of
+    :func:`fedbrain.evaluation.comparison.analytic_interval` ("auc_delong"). value is the mean over
     seeds, low and high its interval over subjects, seed_sd the standard deviation over seeds; metrics of
     calibration take the first 2,000 of the resamples; subjects, positives and
     negatives count the units that are drawn: test subjects, a person once (positive: any positive scan). A missing value has a note that says why; a value that
@@ -86,12 +85,14 @@ def _client_rows(cell: Cell, client: str, scans: pd.DataFrame, scores: np.ndarra
     labels = scans["label"].to_numpy(int)
     persons = scans["person"].to_numpy(str)
     people, positives = len(np.unique(persons)), len(np.unique(persons[labels == 1]))
-    results = {}
+    results, remarks = {}, {}
     if people:
         fewer = options | {"resamples": min(options["resamples"], CALIBRATION_RESAMPLES)}
         results |= intervals(METRICS, labels, scores, persons, **options)
         results |= intervals(CALIBRATION_METRICS, labels, scores, persons, **fewer)
-        results |= _without_resampling(results["auc"], labels, scores, persons, positives, options["level"])
+        _, low, high, remark = analytic_interval(labels, scores, persons, options["level"])
+        results[ANALYTIC] = results["auc"]._replace(low=low, high=high)
+        remarks[ANALYTIC] = remark
     rows = []
     for metric in ROWS:
         found = results.get(metric, Interval(*(np.nan,) * 4))
@@ -108,28 +109,18 @@ def _client_rows(cell: Cell, client: str, scans: pd.DataFrame, scores: np.ndarra
                 "subjects": people,
                 "positives": positives,
                 "negatives": people - positives,
-                "note": _note(cell, client, metric, labels, scores, positives, people - positives, found),
+                "note": _note(
+                    cell, client, metric, labels, scores, positives, people - positives, found, remarks.get(metric, "")
+                ),
             }
         )
     return rows
 
 
-def _without_resampling(auc: Interval, labels, scores, persons, positives, level) -> dict[str, Interval]:
-    """The AUC with DeLong's interval on the logit scale, and with Newcombe's from the counts of subjects alone."""
-    _, low, high = mean_delong_interval(labels, scores, level, subjects=persons)
-    # A subject whose label changes supplies both classes.
-    controls = len(np.unique(persons[labels == 0]))
-    by_counts = score_interval(auc.value, positives, controls, level)
-    return {
-        DELONG: Interval(auc.value, low, high, auc.seed_sd),
-        SCORE: Interval(auc.value, *by_counts, auc.seed_sd),
-    }
-
-
-def _note(cell, client, metric, labels, scores, positives, negatives, found: Interval) -> str | None:
+def _note(cell, client, metric, labels, scores, positives, negatives, found: Interval, remark: str) -> str | None:
     """Why a value is missing, or what its reader must know; None where there is nothing to say."""
     # A class is there if a scan of it is there: a subject that converts supplies both.
-    base = "auc" if metric in (DELONG, SCORE) else metric
+    base = "auc" if metric == ANALYTIC else metric
     missing = reason_undefined(base, max(positives, int(1 in labels)), max(negatives, int(0 in labels)))
     if missing:
         return missing
@@ -144,13 +135,10 @@ def _note(cell, client, metric, labels, scores, positives, negatives, found: Int
     remarks = []
     if cell[2] == "local" and client == POOLED:
         remarks.append("mixes scores of different models, one per client, whose scales may differ")
+    if metric == ANALYTIC:
+        return "; ".join([*remarks, *([remark] if remark else [])]) or None
     few = [counted(n, noun) for n, noun in ((positives, "case"), (negatives, "control")) if n == 1]
-    if metric == SCORE:
-        return "; ".join(remarks) or None
-    if metric == DELONG and (np.isnan(found.low) or np.isnan(found.high)):
-        reason = f"{' and '.join(few)} only" if few else "complete separation, where DeLong's variance is 0"
-        remarks.append(f"{reason}: no interval; auc_score has one")
-    elif few:
+    if few:
         remarks.append(f"{' and '.join(few)} only: the interval leaves out the uncertainty of that class")
     elif np.isnan(found.low) or np.isnan(found.high):
         remarks.append("the score separates the classes in so many resamples that a limit is not finite")
