@@ -37,6 +37,7 @@ rule all:
     input:
         "results/report/study.rst",
         "results/evaluation/performance.tsv",
+        "results/evaluation/efficiency.tsv",
         figure_files(),
 
 

@@ -51,8 +51,8 @@ else:
 COHORTS = list(STUDY["cohorts"])
 ALARM = "Untrained encoder (random weights)" if STUDY["encoder"]["weights"] == "random" else None
 CELLS = study.cells(STUDY)
-ENCODER = STUDY["encoder"]["name"]
-CUT = "output"  # what is cached: the output of the whole, frozen encoder
+KEPT = {(cell.head, cell.tuning): study.kept(STUDY, cell.head, cell.tuning) for cell in CELLS}  # what cells train on
+KEPT_FILES = "results/embeddings/{encoder}/{cut}/{cohort}/{shard}"
 ENVIRONMENT = "../envs/fedbrain.yaml"
 RUN = "results/runs/{head}/{tuning}/{aggregation}/seed-{seed}"
 WEIGHTED = ("fedce", "rate_my_lora")  # the rules whose contribution weights change from round to round
@@ -61,6 +61,8 @@ WEIGHTED = ("fedce", "rate_my_lora")  # the rules whose contribution weights cha
 wildcard_constraints:
     cohort=r"[A-Za-z][A-Za-z0-9]*",
     shard=r"\d+",
+    encoder=r"[a-z0-9_]+(-random)?",
+    cut=r"[a-z0-9]+",
     head=r"[a-z0-9_]+",
     tuning=r"[a-z0-9_]+",
     aggregation=r"[a-z0-9_]+",
@@ -115,19 +117,81 @@ def simulated(wildcards):
     return []
 
 
+def kept_files(wildcards, ending):
+    """What the frozen prefix of a cell's encoder made of all shards."""
+    source = KEPT[wildcards.head, wildcards.tuning]
+    return shards(f"results/embeddings/{source.encoder}/{source.cut}/{{cohort}}/{{shard}}.{ending}")
+
+
+def weights_of(encoder):
+    """The weights that stand behind an encoder's name in a file's path: a path or "random"."""
+    return next(source.weights for source in KEPT.values() if source.encoder == encoder)
+
+
+def weights_file(encoder):
+    """The file to wait for; its time does not count, its checksum is a parameter."""
+    weights = weights_of(encoder)
+    return [] if weights == "random" else ancient(weights)
+
+
+def embedding_code(wildcards):
+    """The code that makes a cut; volumes take no encoder."""
+    if wildcards.encoder == "none":
+        return code("embed_shard.py")
+    return code("embed_shard.py", registry.module_of("encoder", STUDY["encoder"]["name"]))
+
+
+def options(axis, name):
+    """Options of a head, tuning or aggregation."""
+    return study.options_of(STUDY, axis, name)
+
+
+def trains_encoder(wildcards):
+    """Whether a cell trains a part of the encoder, so that its job loads the weights."""
+    kind = study.kind_of(STUDY, "head", wildcards.head)
+    return KEPT[wildcards.head, wildcards.tuning].cut != "output" and kind not in registry.TUNING_OF_REFERENCE
+
+
+def cell_weights(wildcards):
+    """The encoder's weights, where a cell trains a part of it."""
+    if not trains_encoder(wildcards) or STUDY["encoder"]["weights"] == "random":
+        return []
+    return ancient(STUDY["encoder"]["weights"])
+
+
 def cell_code(wildcards):
-    """The code of one cell: the engine, and the head, tuning and aggregation that the cell names."""
-    modules = [registry.module_of("head", wildcards.head), registry.module_of("tuning", wildcards.tuning)]
+    """The code of one cell: the engine, and the head, tuning, aggregation and encoder that the cell names."""
+    used = [("head", wildcards.head), ("tuning", wildcards.tuning)]
     if wildcards.aggregation not in registry.REFERENCES:
-        modules.append(registry.module_of("aggregation", wildcards.aggregation))
+        used.append(("aggregation", wildcards.aggregation))
+    modules = [registry.module_of(axis, study.kind_of(STUDY, axis, name)) for axis, name in used]
+    if trains_encoder(wildcards):
+        modules.append(registry.module_of("encoder", STUDY["encoder"]["name"]))
     return code("train_cell.py", *modules)
 
 
-def models(aggregations=None):
-    """Head and tuning of the cells, as they stand in file names; of those with certain aggregations only."""
-    return dict.fromkeys(
-        f"{cell.head}-{cell.tuning}" for cell in CELLS if aggregations is None or cell.aggregation in aggregations
+def cell_work(wildcards):
+    """What decides the memory and the time of a cell's job."""
+    tuned = registry.build("tuning", wildcards.tuning, options("tuning", wildcards.tuning))
+    return work.CellWork(
+        scans=SCANS,
+        clients=len(COHORTS),
+        head=study.kind_of(STUDY, "head", wildcards.head),
+        cut=KEPT[wildcards.head, wildcards.tuning].cut,
+        adapters=study.kind_of(STUDY, "tuning", wildcards.tuning) in ("lora", "norm"),
+        downsample=options("head", wildcards.head).get("downsample", 1),
+        training=study.training_options(STUDY, wildcards.head, wildcards.tuning),
     )
+
+
+def is_weighted(cell):
+    """Whether the contribution weights of a cell change from round to round."""
+    return study.kind_of(STUDY, "aggregation", cell.aggregation) in WEIGHTED
+
+
+def models(chosen=lambda cell: True):
+    """Head and tuning of the chosen cells, as they stand in file names."""
+    return dict.fromkeys(f"{cell.head}-{cell.tuning}" for cell in CELLS if chosen(cell))
 
 
 def weighted_runs(wildcards):
@@ -135,7 +199,7 @@ def weighted_runs(wildcards):
     return [
         (cell, seed)
         for cell, seeds in CELLS.items()
-        if (cell.head, cell.tuning) == (wildcards.head, wildcards.tuning) and cell.aggregation in WEIGHTED
+        if (cell.head, cell.tuning) == (wildcards.head, wildcards.tuning) and is_weighted(cell)
         for seed in seeds
     ]
 
@@ -144,7 +208,7 @@ def figure_files():
     """The figures of this study."""
     names = ["auc_by_head", "intensity_profiles"]
     names += [f"auc_by_client-{model}" for model in models()]
-    names += [f"aggregation_weights-{model}" for model in models(WEIGHTED)]
+    names += [f"aggregation_weights-{model}" for model in models(is_weighted)]
     return [f"results/figures/{name}.svg" for name in names]
 
 

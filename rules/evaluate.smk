@@ -34,6 +34,35 @@ rule evaluate_cells:
         "../workflow_scripts/evaluate_cells.py"
 
 
+rule tabulate_efficiency:
+    input:
+        summaries=runs(f"{RUN}/summary.json"),
+        rounds=runs(f"{RUN}/rounds.tsv"),
+    output:
+        table=report(
+            "results/evaluation/efficiency.tsv",
+            caption="report/efficiency.rst",
+            category="Tables",
+            labels={"table": "cost of every cell"},
+        ),
+    log:
+        "results/logs/tabulate_efficiency.log",
+    benchmark:
+        "results/benchmarks/tabulate_efficiency.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("tabulate_efficiency"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    params:
+        code=code("tabulate_efficiency.py"),
+        cells=[[cell.head, cell.tuning, cell.aggregation] for cell in CELLS],
+    script:
+        "../workflow_scripts/tabulate_efficiency.py"
+
+
 rule study_page:
     input:
         scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
@@ -41,6 +70,7 @@ rule study_page:
         volumes=shards("results/volumes/{cohort}/{shard}.tsv"),
         splits="results/cohorts/splits.tsv",
         performance="results/evaluation/performance.tsv",
+        efficiency="results/evaluation/efficiency.tsv",
         summaries=runs(f"{RUN}/summary.json"),
     output:
         page="results/report/study.rst",
@@ -56,7 +86,7 @@ rule study_page:
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
-        code=code("study_page.py"),
+        code=code("study_page.py", "fedbrain.models.cards"),
         study={
             key: STUDY[key]
             for key in (
@@ -67,10 +97,14 @@ rule study_page:
                 "preprocessing",
                 "encoder",
                 "evaluation",
+                "training",
+                "head",
+                "tuning",
                 "aggregation",
             )
         },
         phantoms=[cohort for cohort in COHORTS if "phantom" in STUDY["cohorts"][cohort]],
+        datasets={cohort: STUDY["cohorts"][cohort].get("dataset", cohort) for cohort in COHORTS},
         cohorts=COHORTS,
         shards={cohort: list(INDEX[cohort]["shards"]) for cohort in COHORTS},
         cells=[[cell.head, cell.tuning, cell.aggregation, seeds] for cell, seeds in CELLS.items()],

@@ -5,8 +5,9 @@ rule train_cell:
     input:
         scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
         splits="results/cohorts/splits.tsv",
-        summaries=shards(f"results/embeddings/{ENCODER}/{CUT}/{{cohort}}/{{shard}}.json"),
-        embeddings=ancient(shards(f"results/embeddings/{ENCODER}/{CUT}/{{cohort}}/{{shard}}.safetensors")),
+        summaries=lambda wildcards: kept_files(wildcards, "json"),
+        embeddings=ancient(lambda wildcards: kept_files(wildcards, "safetensors")),
+        weights=cell_weights,
     output:
         rounds=f"{RUN}/rounds.tsv",
         predictions=f"{RUN}/predictions.tsv",
@@ -21,18 +22,18 @@ rule train_cell:
     threads: cpu_threads("train_cell")
     resources:
         gpu=gpu("train_cell"),
-        mem_mb=lambda wildcards, attempt: work.train_memory(SCANS, wildcards.head, attempt),
-        runtime=lambda wildcards, attempt: work.train_minutes(
-            SCANS,
-            study.training_options(STUDY, wildcards.head)["rounds"],
-            study.training_options(STUDY, wildcards.head)["local_epochs"],
-            wildcards.head,
-            attempt,
-        ),
+        mem_mb=lambda wildcards, attempt: work.train_memory(cell_work(wildcards), attempt),
+        runtime=lambda wildcards, attempt: work.train_minutes(cell_work(wildcards), attempt),
     params:
         code=cell_code,
         cohorts=COHORTS,
-        training=lambda wildcards: study.training_options(STUDY, wildcards.head),
-        aggregation=lambda wildcards: study.aggregation_options(STUDY, wildcards.aggregation),
+        training=lambda wildcards: study.training_options(STUDY, wildcards.head, wildcards.tuning),
+        head=lambda wildcards: options("head", wildcards.head),
+        tuning=lambda wildcards: options("tuning", wildcards.tuning),
+        aggregation=lambda wildcards: options("aggregation", wildcards.aggregation),
+        encoder=STUDY["encoder"]["name"],
+        weights=lambda wildcards: STUDY["encoder"]["weights"] if trains_encoder(wildcards) else None,
+        sha256=lambda wildcards: WEIGHTS if trains_encoder(wildcards) else None,
+        encoder_seed=STUDY["seed"],
     script:
         "../workflow_scripts/train_cell.py"

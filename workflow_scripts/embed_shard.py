@@ -1,4 +1,4 @@
-"""Runs the frozen encoder over the volumes of one shard."""
+"""Runs the frozen part of the encoder over the volumes of one shard."""
 
 import json
 
@@ -16,9 +16,11 @@ summary = embed_shard(
     snakemake.params.folder,
     snakemake.output.embeddings,
     encoder=snakemake.params.encoder,
+    cut=snakemake.wildcards.cut,
     weights=snakemake.params.weights,
     seed=snakemake.params.seed,
     device=pick_device(snakemake.resources.gpu),
     batch_size=snakemake.params.batch_size,
+    precision=snakemake.params.precision,
 )
 write_text(json.dumps(summary, indent=1) + "\n", snakemake.output.summary)

@@ -5,13 +5,24 @@ from pathlib import Path
 
 from fedbrain.logs import log_to
 from fedbrain.report.study_page import study_page
-from fedbrain.tables import EXCLUDED, PERFORMANCE, SCANS, SPLITS, VOLUMES, concatenate, read_table, write_text
+from fedbrain.tables import (
+    EFFICIENCY,
+    EXCLUDED,
+    PERFORMANCE,
+    SCANS,
+    SPLITS,
+    VOLUMES,
+    concatenate,
+    read_table,
+    write_text,
+)
 
 log_to(snakemake.log[0])
 cohorts = snakemake.params.cohorts
 page = study_page(
     snakemake.params.study,
     phantoms=snakemake.params.phantoms,
+    datasets=snakemake.params.datasets,
     scans={cohort: read_table(path, SCANS) for cohort, path in zip(cohorts, snakemake.input.scans)},
     excluded={cohort: read_table(path, EXCLUDED) for cohort, path in zip(cohorts, snakemake.input.excluded)},
     volumes={
@@ -20,6 +31,7 @@ page = study_page(
     },
     splits=read_table(snakemake.input.splits, SPLITS),
     performance=read_table(snakemake.input.performance, PERFORMANCE),
+    efficiency=read_table(snakemake.input.efficiency, EFFICIENCY),
     cells=snakemake.params.cells,
     summaries=[json.loads(Path(path).read_text(encoding="utf-8")) for path in snakemake.input.summaries],
 )

@@ -11,6 +11,7 @@ keep_freed_memory()
 
 from fedbrain.federated.cell import train_cell  # noqa: E402
 from fedbrain.federated.data import load_clients  # noqa: E402
+from fedbrain.models.classifier import EncoderSource  # noqa: E402
 
 cohorts = snakemake.params.cohorts
 train_cell(
@@ -25,8 +26,15 @@ train_cell(
     head=snakemake.wildcards.head,
     tuning=snakemake.wildcards.tuning,
     aggregation=snakemake.wildcards.aggregation,
+    head_options=snakemake.params.head,
+    tuning_options=snakemake.params.tuning,
     aggregation_options=snakemake.params.aggregation,
     training=snakemake.params.training,
+    source=EncoderSource(
+        snakemake.params.encoder,
+        None if snakemake.params.weights in (None, "random") else snakemake.params.weights,
+        snakemake.params.encoder_seed,
+    ),
     seed=int(snakemake.wildcards.seed),
     code=snakemake.params.code,
     folder=Path(snakemake.output.summary).parent,

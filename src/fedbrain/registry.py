@@ -22,7 +22,7 @@ REGISTRY = {
     "tuning": {
         "frozen": "fedbrain.models.tuning:Frozen",
         "full": "fedbrain.models.tuning:Full",
-        "lora": "fedbrain.models.tuning:LoRA",
+        "lora": "fedbrain.models.lora:LoRA",
         "last_k": "fedbrain.models.tuning:LastK",
         "norm": "fedbrain.models.tuning:Norm",
     },

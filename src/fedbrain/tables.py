@@ -80,6 +80,26 @@ PERFORMANCE = {
     "note": TEXT,  # why a value is missing, in words
 }
 
+EFFICIENCY = {  # results/evaluation/efficiency.tsv, one row per cell
+    "head": TEXT,
+    "tuning": TEXT,
+    "aggregation": TEXT,
+    "seeds": WHOLE,
+    "trained": WHOLE,  # parameters
+    "trained_share": REAL,  # of all parameters of encoder and head
+    "bytes_down": REAL,  # per round and client, as sent
+    "bytes_up": REAL,
+    "full_bytes": REAL,  # of all parameters of encoder and head as float32, what one direction of full tuning would send
+    "gmacs": REAL,  # 1e9 multiply-accumulates of a forward pass of one scan, from the volume on
+    "gmacs_step": REAL,  # the same from what is kept of the scan on: the forward part of a training step
+    "gmacs_reference": REAL,  # from the volume on with the encoder's published implementation
+    "peak_memory": WHOLE,  # bytes, of the job's process, or on the GPU
+    "seconds_round": REAL,
+    "seconds_scan": REAL,
+    "seconds_run": REAL,
+    "device": TEXT,
+}
+
 
 @contextmanager
 def written_atomically(path: str | os.PathLike) -> Iterator[Path]:

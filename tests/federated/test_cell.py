@@ -53,7 +53,7 @@ def test_a_cell_writes_its_tables_model_and_summary(clients, tmp_path, aggregati
     down, up = rounds["bytes_down"].sum(), rounds["bytes_up"].sum()
     assert (down, up) == ((0, 0) if aggregation in REFERENCES else (2 * 4 * 3080, 2 * 3 * 3080))
     assert (summary["bytes_down"], summary["bytes_up"]) == (down, up)
-    assert summary["parameters"] == {"trainable": 770, "total": 770}
+    assert summary["parameters"] == {"trained": 770, "full": 92_924_928 + 770}
     assert summary["weights"] == "random"
     assert summary["clients"]["B"]["train"] == {"controls": 3, "cases": 2}
 
@@ -250,4 +250,4 @@ def test_the_convolutional_heads_federate(head, tmp_path):
         "B": make_client("B", 1, 0, 1, shape=(384, 4, 4, 4)),
     }
     summary = run(clients, tmp_path, "fedavg", head=head, training={"rounds": 1})
-    assert summary["bytes_up"] == 2 * 4 * summary["parameters"]["trainable"]
+    assert summary["bytes_up"] == 2 * 4 * summary["parameters"]["trained"]

@@ -8,15 +8,16 @@ from sklearn.neighbors import NearestCentroid
 
 from fedbrain.errors import StudyError
 from fedbrain.models.classifier import EncoderSource, build_classifier
-from fedbrain.models.operations import forward_operations
+from fedbrain.models.operations import cost_of
 from fedbrain.models.references import NearestClassCentre, ResNet18
 from fedbrain.models.tuning import Frozen, Full
 
 
 def test_resnet18_has_the_published_size_and_cost():
     model = build_classifier("resnet18", Full())
-    assert sum(parameter.numel() for parameter in model.parameters()) == 33_161_026
-    assert round(forward_operations(model, EncoderSource())["volume"] / 1e9) == 251
+    cost = cost_of(model, EncoderSource())
+    assert cost["parameters"] == {"trained": 33_161_026, "full": 33_161_026}
+    assert round(cost["operations"]["volume"] / 1e9) == 251
 
 
 def test_resnet18_is_monais(monkeypatch):
@@ -85,4 +86,5 @@ def test_a_class_that_nobody_has_is_far_away_and_scores_stay_finite():
 def test_the_nearest_class_centre_trains_nothing():
     model = build_classifier("ncc", Frozen())
     assert not list(model.parameters())
-    assert (model.cut, forward_operations(model, EncoderSource())["cut"]) == ("output", 0)
+    cost = cost_of(model, EncoderSource())
+    assert (model.cut, cost["operations"]["cut"], cost["parameters"]["trained"]) == ("output", 0, 0)

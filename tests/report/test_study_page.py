@@ -7,7 +7,7 @@ from docutils.core import publish_parts
 from jinja2 import Template
 
 from fedbrain.report.study_page import study_page
-from fedbrain.tables import EXCLUDED, PERFORMANCE
+from fedbrain.tables import EFFICIENCY, EXCLUDED, PERFORMANCE
 
 STUDY = {
     "title": "A study",
@@ -17,6 +17,9 @@ STUDY = {
     "preprocessing": {"extractor": "deepbet", "intensity": "encoder"},
     "encoder": {"name": "sam_med3d", "weights": "random", "batch_size": 1},
     "evaluation": {"resamples": 1000, "level": 0.95, "method": "percentile"},
+    "training": {"rounds": 5, "heads": {"linear": {"rounds": 9}}, "tunings": {}},
+    "head": {},
+    "tuning": {"lora": {"rank": 4}},
     "aggregation": {"fedce": {"combine": "plus"}},
 }
 
@@ -31,13 +34,7 @@ def performance_row(head, aggregation, client, value, low=np.nan, high=np.nan, n
 def summary(aggregation="fedavg", weights="random (seed 3)", warnings=()):
     return {
         "cell": {"head": "linear", "tuning": "frozen", "aggregation": aggregation},
-        "training": {"rounds": 5},
         "best_round": {"global": 3},
-        "parameters": {"trainable": 770, "total": 770},
-        "bytes_down": 5 * 2 * 3080,
-        "bytes_up": 5 * 2 * 3080,
-        "seconds": 2.0,
-        "peak_memory": 5e8,
         "device": "cpu",
         "weights": weights,
         "clients": {"a": {}, "b": {}},
@@ -66,8 +63,27 @@ def arguments():
         performance_row("linear", "local", "pooled", 0.60, 0.41, 0.80),
         performance_row("site_only", "none", "pooled", 0.58, 0.44, 0.71),
     ]
+    costs = {
+        "seeds": 2,
+        "trained": 770,
+        "trained_share": 770 / 92_925_698,
+        "bytes_down": 3080.0,
+        "bytes_up": 3080.0,
+        "full_bytes": 4 * 92_925_698.0,
+        "gmacs": 52.4,
+        "gmacs_step": 0.00005,
+        "gmacs_reference": 184.3,
+        "peak_memory": 500_000_000,
+        "seconds_round": 0.5,
+        "seconds_scan": 0.01,
+        "seconds_run": 2.0,
+        "device": "cpu",
+    }
+    cells = [{"head": "linear", "tuning": "frozen", "aggregation": name} | costs for name in ("fedavg", "local")]
     return {
         "phantoms": [],
+        "datasets": {"a": "ADNI2", "b": "Charité"},
+        "efficiency": pd.DataFrame(cells)[list(EFFICIENCY)].astype(EFFICIENCY),
         "scans": {"a": scans, "b": scans},
         "excluded": {"a": excluded, "b": excluded.iloc[:0]},
         "volumes": {"a": volumes, "b": volumes},
@@ -89,6 +105,11 @@ def test_counts_results_and_cost_are_those_of_the_tables(arguments):
     assert "reaches 0.58 [0.44, 0.71]" in html  # what knowing the site alone is worth
     assert "local training reaches 0.60" in html
     assert "3.08 kB" in html  # 770 parameters of 4 bytes, per round and client
+    assert "770</td>" in html
+    assert "372 MB" in html  # the whole network each way
+    assert "184.3</td>" in html
+    assert "options of lora" in html
+    assert "training of linear" in html
     assert "a: 1 scan failed: constant" in html
     assert "a: 1 left out: no diagnosis" in html
     assert "AUC of b: one class only" in html
@@ -101,10 +122,23 @@ def test_random_weights_and_phantoms_are_said_first_and_only_if_true(arguments):
     assert html.index("Untrained encoder") < html.index("This study asks")
     assert "All cohorts are simulated" in html
     trained = [summary(weights="sam_med3d_turbo.pth sha256:0")]
-    arguments |= {"summaries": trained, "cells": arguments["cells"][:1]}
+    arguments |= {"summaries": trained, "cells": arguments["cells"][:1], "efficiency": arguments["efficiency"][:1]}
     html = rendered(study_page(STUDY, **arguments))
     assert "Untrained" not in html
     assert "simulated" not in html
+
+
+def test_an_encoder_that_has_seen_the_test_cohort_is_an_alarm(arguments):
+    brainiac = STUDY | {"encoder": {"name": "brainiac", "weights": "/data/BrainIAC.ckpt"}}
+    html = rendered(study_page(brainiac, **arguments))
+    assert "Leakage" in html
+    assert "a (ADNI)" in html
+    assert html.index("Leakage") < html.index("This study asks")
+    assert "b (" not in html[html.index("Leakage") : html.index("This study asks")]
+    untrained = brainiac | {"encoder": {"name": "brainiac", "weights": "random"}}
+    assert "Leakage" not in rendered(study_page(untrained, **arguments))
+    sam = STUDY | {"encoder": {"name": "sam_med3d", "weights": "/data/sam_med3d_turbo.pth"}}
+    assert "Leakage" not in rendered(study_page(sam, **arguments))
 
 
 def test_the_winner_is_said_to_be_picked_and_chance_is_named(arguments):

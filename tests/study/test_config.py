@@ -1,12 +1,24 @@
 """Every mistake in the config is found before anything runs, with its place and the mend."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import yaml
 
 from fedbrain.errors import StudyError
-from fedbrain.study.config import Cell, aggregation_options, cells, checked, drawn_aggregation, training_options
+from fedbrain.study.config import (
+    Cell,
+    Kept,
+    cells,
+    checked,
+    drawn_aggregation,
+    kept,
+    kind_of,
+    options_of,
+    training_options,
+)
 
 CONFIG = {
     "title": "t",
@@ -79,7 +91,7 @@ def test_the_defaults_of_training_are_those_of_the_library(config_schema):
     from fedbrain.federated.task import TrainingOptions
 
     study = checked(CONFIG, config_schema)
-    assert training_options(study, "linear") == TrainingOptions().as_dict()
+    assert training_options(study, "linear", "frozen") == TrainingOptions().as_dict()
 
 
 def test_the_defaults_of_preprocessing_are_those_of_the_library(config_schema):
@@ -126,7 +138,92 @@ def test_the_grid_is_a_list_of_products_and_each_cell_comes_once(config_schema):
 
 def test_options_of_a_head_override_the_defaults_for_this_head_alone(config_schema):
     study = checked(changed("training", value={"rounds": 3, "heads": {"linear": {"rounds": 7}}}), config_schema)
-    assert training_options(study, "linear")["rounds"] == 7
-    assert training_options(study, "conv_s")["rounds"] == 3
-    assert "heads" not in training_options(study, "linear")
-    assert aggregation_options(study, "fedavg") == {}
+    assert training_options(study, "linear", "frozen")["rounds"] == 7
+    assert training_options(study, "conv_s", "frozen")["rounds"] == 3
+    assert not {"heads", "tunings"} & set(training_options(study, "linear", "frozen"))
+    assert options_of(study, "aggregation", "fedavg") == {}
+
+
+def test_options_of_a_tuning_override_those_of_the_head_and_a_name_those_of_its_kind(config_schema):
+    training = {
+        "heads": {"linear": {"rounds": 7, "batch_size": 2}},
+        "tunings": {"lora": {"rounds": 5, "learning_rate": 0.1}, "lora_qv": {"learning_rate": 0.2}},
+    }
+    config = changed("training", value=training) | {"tuning": {"lora_qv": {"kind": "lora", "targets": ["q", "v"]}}}
+    options = training_options(checked(config, config_schema), "linear", "lora_qv")
+    assert (options["batch_size"], options["rounds"], options["learning_rate"]) == (2, 5, 0.2)
+
+
+def test_a_thing_can_be_in_a_study_under_several_names(config_schema):
+    config = changed("tuning", value={"lora_qv": {"kind": "lora", "targets": ["q", "v"]}, "lora": {"rank": 2}})
+    config["aggregation"] = {"fedce_times": {"kind": "fedce", "combine": "times"}}
+    config["grid"] = [{"heads": ["linear"], "tunings": ["lora", "lora_qv"], "aggregations": ["fedce", "fedce_times"]}]
+    study = checked(config, config_schema)
+    assert [kind_of(study, "tuning", name) for name in ("lora", "lora_qv", "frozen")] == ["lora", "lora", "frozen"]
+    assert kind_of(study, "aggregation", "fedce_times") == "fedce"
+    assert kind_of(study, "aggregation", "local") == "local"
+    assert len(cells(study)) == 4
+
+
+@pytest.mark.parametrize(
+    ("head", "tuning", "expected"),
+    [
+        ("linear", "frozen", Kept("sam_med3d", "w.pth", "output")),
+        ("ncc", "frozen", Kept("sam_med3d", "w.pth", "output")),
+        ("conv_s", "lora", Kept("sam_med3d", "w.pth", "block9")),
+        ("conv_s", "last_k", Kept("sam_med3d", "w.pth", "block10")),
+        ("conv_s", "norm", Kept("sam_med3d", "w.pth", "block0")),
+        ("conv_s", "uncached", Kept("none", "random", "volume")),
+        ("conv_s", "full", Kept("none", "random", "volume")),
+        ("resnet18", "full", Kept("none", "random", "volume")),
+        ("linear", "control", Kept("sam_med3d-random", "random", "output")),
+    ],
+)
+def test_cells_train_on_the_longest_frozen_prefix(head, tuning, expected, config_schema, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").touch()
+    config = changed("encoder", value={"weights": "w.pth"})
+    config["tuning"] = {
+        "lora": {"blocks": 3},
+        "uncached": {"kind": "lora", "cached": False},
+        "control": {"kind": "frozen", "weights": "random"},
+    }
+    assert kept(checked(config, config_schema), head, tuning) == expected
+
+
+def test_an_untrained_encoder_is_its_own_control(config_schema):
+    config = changed("tuning", value={"control": {"kind": "frozen", "weights": "random"}})
+    study = checked(config, config_schema)
+    assert kept(study, "linear", "control") == kept(study, "linear", "frozen")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (changed("tuning", value={"lora": {"rang": 3}}), ["tuning.lora", "unknown option rang", "rank"]),
+        (changed("tuning", value={"lora": {"rank": 0}}), ["tuning.lora", "rank must be a whole number"]),
+        (changed("tuning", value={"lora": {"blocks": 13}}), ["tuning.lora", "12 blocks"]),
+        (changed("tuning", value={"lorra": {}}), ["tuning.lorra", "did you mean lora?"]),
+        (changed("tuning", value={"full": {"kind": "lora"}}), ["tuning.full", "a name of its own"]),
+        (changed("tuning", value={"Lora-qv": {"kind": "lora"}}), ["tuning.Lora-qv", "small letters"]),
+        (changed("head", value={"linear": {"downsample": 2}}), ["head.linear", "only resnet18 takes downsample"]),
+        (changed("head", value={"resnet18": {"downsample": 3}}), ["head.resnet18.downsample"]),
+        (changed("training", value={"tunings": {"lorra": {}}}), ["training.tunings.lorra", "did you mean lora?"]),
+        (changed("training", value={"precision": "float16"}), ["training.precision"]),
+        (
+            changed("grid", 0, "heads", value=["linear", "resnet18"]),
+            ["grid.0: resnet18 goes with tunings: [full] only"],
+        ),
+        (changed("grid", 0, "tunings", value=["frozen", "lorra"]), ["grid.0.tunings", "did you mean lora?"]),
+    ],
+)
+def test_mistakes_in_tunings_and_heads_are_named(config, words, config_schema):
+    with pytest.raises(StudyError) as error:
+        checked(config, config_schema)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_the_config_is_checked_without_torch(root):
+    program = "import sys, fedbrain.study.config; sys.exit('torch' in sys.modules or 'peft' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 
 def payload_bytes(arrays: Iterable) -> int:
@@ -16,12 +15,6 @@ def payload_bytes(arrays: Iterable) -> int:
     depends on the transport and not on the method: array headers (about 128 bytes per tensor), a handful of scalars, TLS.
     """
     return sum(prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Numbers of trainable parameters and of all parameters."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(count for count, trainable in counts if trainable), sum(count for count, _ in counts)
 
 
 def peak_memory(device: str) -> int:

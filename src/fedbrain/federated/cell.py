@@ -21,14 +21,14 @@ from torch import nn
 
 from fedbrain.devices import be_repeatable
 from fedbrain.errors import StudyError
-from fedbrain.federated.accounting import count_parameters, peak_memory
+from fedbrain.federated.accounting import peak_memory
 from fedbrain.federated.aggregation import build_rule
 from fedbrain.federated.data import SIDES, ClientData, pool_clients
 from fedbrain.federated.sharing import Sharing
 from fedbrain.federated.task import TrainingOptions, derive_seed, describe_choice, evaluate, is_better, train_alone
 from fedbrain.models.cards import CARDS
 from fedbrain.models.classifier import EncoderSource, build_classifier
-from fedbrain.models.operations import forward_operations
+from fedbrain.models.operations import cost_of
 from fedbrain.models.tuning import VOLUME, Tuning
 from fedbrain.models.weights import weights_identity
 from fedbrain.provenance import digest, versions
@@ -147,8 +147,7 @@ def train_cell(
     summary = inputs | {
         "best_round": dict(trained.best_round),
         "reason": dict(trained.reason),
-        "parameters": dict(zip(("trainable", "total"), count_parameters(model))),
-        "operations": forward_operations(model, source),
+        **cost_of(model, source),
         "bytes_down": sum(row["bytes_down"] for row in trained.rows),
         "bytes_up": sum(row["bytes_up"] for row in trained.rows),
         "seconds": round(time.perf_counter() - start, 3),

@@ -1,62 +1,58 @@
-"""Low-rank adapters on an encoder's blocks, by peft; on a fused qkv projection also on q, k and v apart."""
+"""LoRA as a tuning: which adapters, how large, on which layers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor, nn
+from fedbrain.errors import StudyError
+from fedbrain.models.tuning import Partial
 
-from fedbrain.models.encoder import Encoder
-from fedbrain.models.tuning import PARTS, LoRA
+if TYPE_CHECKING:
+    from fedbrain.models.encoder import Encoder
+
+PARTS = ("q", "k", "v")  # thirds of a fused projection
 
 
-def inject(encoder: Encoder, options: LoRA, blocks: Sequence[int]) -> None:
-    """Adds adapters to the layers that ``options`` names in the given blocks, in place; they alone require gradients.
+@dataclass(frozen=True)
+class LoRA(Partial):
+    """Low-rank adapters (Hu et al., ICLR 2022) beside frozen linear layers: W x + (alpha / rank) B A x, by peft.
 
-    A is drawn from torch's global generator, B is zero.
+    B starts at zero, so that the first forward pass is that of the encoder, bit by bit. Defaults are ours: the published study
+    names "selected attention blocks" without saying which.
+
+    Args:
+        rank: of A and B.
+        alpha: numerator of the scale.
+        dropout: on the adapters' input, in [0, 1).
+        targets: layers of a block. "qkv" is one adapter on the fused projection; "q", "k", "v" are adapters of their own on
+            its thirds (as in FLAP-SAM, Asokan et al., arXiv 2407.21739: q and v); "proj" the attention's output; "lin1" and
+            "lin2" the two layers of the MLP.
     """
-    names = []
-    for index in blocks:
-        apart = [target for target in options.targets if target in PARTS]
-        if apart:
-            _split(encoder.blocks[index], encoder.projections["qkv"], apart)
-        for target in options.targets:
-            path = encoder.projections["qkv" if target in PARTS else target]
-            names.append(f"blocks.{index}.{path}" + (f".parts.{target}" if target in PARTS else ""))
-    config = LoraConfig(
-        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=names, bias="none"
-    )
-    inject_adapter_in_model(config, encoder)
 
+    TARGETS: ClassVar[tuple[str, ...]] = ("qkv", *PARTS, "proj", "lin1", "lin2")
 
-def _split(block: nn.Module, path: str, parts: Sequence[str]) -> None:
-    parent, _, name = path.rpartition(".")
-    owner = block.get_submodule(parent)
-    setattr(owner, name, FusedProjection(getattr(owner, name), parts))
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    targets: Sequence[str] = ("qkv",)
 
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "targets", tuple(self.targets) if not isinstance(self.targets, str) else self.targets)
+        if type(self.rank) is not int or self.rank < 1:
+            raise StudyError(f"rank must be a whole number from 1 on, it is {self.rank!r}")
+        for name, high in (("alpha", float("inf")), ("dropout", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < high:
+                raise StudyError(f"{name} must be a number from 0 to below {high}, it is {value!r}")
+        known = ", ".join(self.TARGETS)
+        if not self.targets or isinstance(self.targets, str) or set(self.targets) - set(self.TARGETS):
+            raise StudyError(f"targets must be a list of {known}, it is {self.targets!r}")
+        if "qkv" in self.targets and set(self.targets) & set(PARTS):
+            raise StudyError("targets: qkv is q, k and v in one; name either qkv or its parts")
 
-class FusedProjection(nn.Module):
-    """A fused qkv layer with places for adapters on its thirds: its own output, bit by bit, plus what the adapters add."""
+    def apply(self, encoder: "Encoder") -> None:
+        from fedbrain.models.adapters import inject
 
-    def __init__(self, fused: nn.Linear, parts: Sequence[str]) -> None:
-        super().__init__()
-        self.fused = fused
-        self.parts = nn.ModuleDict({part: NoProjection(fused.in_features) for part in parts})
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., width)
-        thirds = self.fused(x).chunk(3, dim=-1)
-        added = [third + self.parts[part](x) if part in self.parts else third for part, third in zip(PARTS, thirds)]
-        return torch.cat(added, dim=-1)  # (..., 3 * width)
-
-
-class NoProjection(nn.Linear):
-    """A square linear layer without weights: gives zeros. peft puts an adapter on it as on any linear layer."""
-
-    def __init__(self, width: int) -> None:
-        nn.Module.__init__(self)
-        self.in_features = self.out_features = width
-        self.register_buffer("weight", torch.empty(0), persistent=False)  # peft asks a layer for its weight's type
-        self.register_parameter("bias", None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+        encoder.requires_grad_(False)
+        inject(encoder, self, self.indices(encoder.depth))

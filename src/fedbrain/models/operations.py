@@ -27,27 +27,38 @@ def count_operations(model: nn.Module, x: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def forward_operations(model: Classifier, source: EncoderSource) -> dict[str, int]:
-    """Multiply-accumulates for one scan: ``cut``, what every training step computes; ``volume``, from the volume on."""
-    was_training = model.training
+def cost_of(model: Classifier, source: EncoderSource) -> dict[str, dict[str, int]]:
+    """What a cell's model costs, before it is trained.
+
+    Returns ``parameters``: ``trained``, and ``full``, those of the whole network, encoder and head, had all been trained;
+    ``operations``: multiply-accumulates of a forward pass of one scan from the ``volume`` on, from the ``cut`` on (what a
+    training step computes), and ``reference``, the same from the volume with the encoder's own published implementation (0 where
+    it is not known or not used).
+    """
+    training, card = model.training, CARDS[source.name]
     model.eval()
     volume = torch.empty(1, 1, *VOLUME, device="meta")
-    if model.cut == FROM_VOLUME:
-        whole = count_operations(model, volume)
-        return {"cut": whole, "volume": whole}
-    card = CARDS[source.name]
-    encoder = bare_encoder(source.name)
-    if model.cut == OUTPUT:
-        kept = torch.empty(1, card.channels, *card.grid, device="meta")
-        before = count_operations(encoder, volume)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    head = sum(parameter.numel() for parameter in model.head.parameters())
+    if model.cut == FROM_VOLUME and model.encoder is None:
+        operations = count_operations(model, volume)
+        full, operations = head, {"volume": operations, "cut": operations, "reference": 0}
     else:
-        start = start_of(model.cut)
-        with torch.no_grad():
-            kept = encoder.tokens(volume, start)
-        before = count_operations(_Prefix(encoder, start), volume)
-    after = count_operations(model, kept)
-    model.train(was_training)
-    return {"cut": after, "volume": before + after}
+        encoder = bare_encoder(source.name)
+        full = head + sum(parameter.numel() for parameter in encoder.parameters())
+        whole, before, kept = count_operations(encoder, volume), 0, volume
+        if model.cut == OUTPUT:
+            before, kept = whole, torch.empty(1, card.channels, *card.grid, device="meta")
+        elif model.cut != FROM_VOLUME:
+            with torch.no_grad():
+                kept = encoder.tokens(volume, start_of(model.cut))
+            before = count_operations(_Prefix(encoder, start_of(model.cut)), volume)
+        after = count_operations(model, kept)
+        saved = card.reference_operations - whole if card.reference_operations else 0
+        reference = before + after + saved if saved else 0
+        operations = {"volume": before + after, "cut": after, "reference": reference}
+    model.train(training)
+    return {"parameters": {"trained": trained, "full": full}, "operations": operations}
 
 
 def bare_encoder(name: str) -> nn.Module:

@@ -7,7 +7,7 @@ is checked with these classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from fedbrain.errors import StudyError
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from fedbrain.models.encoder import Encoder
 
 VOLUME, OUTPUT = "volume", "output"  # cuts: nothing is kept but the volume; the whole encoder's output is kept
-PARTS = ("q", "k", "v")  # thirds of a fused projection
 
 
 def block_cut(index: int) -> str:
@@ -155,48 +154,3 @@ class Norm(Partial):
                     module.requires_grad_(True)
                 elif self.biases and getattr(module, "bias", None) is not None:
                     module.bias.requires_grad_(True)
-
-
-@dataclass(frozen=True)
-class LoRA(Partial):
-    """Low-rank adapters (Hu et al., ICLR 2022) beside frozen linear layers: W x + (alpha / rank) B A x, by peft.
-
-    B starts at zero, so that the first forward pass is that of the encoder, bit by bit. Defaults are ours: the published study
-    names "selected attention blocks" without saying which.
-
-    Args:
-        rank: of A and B.
-        alpha: numerator of the scale.
-        dropout: on the adapters' input, in [0, 1).
-        targets: layers of a block. "qkv" is one adapter on the fused projection; "q", "k", "v" are adapters of their own on
-            its thirds (as in FLAP-SAM, Asokan et al., arXiv 2407.21739: q and v); "proj" the attention's output; "lin1" and
-            "lin2" the two layers of the MLP.
-    """
-
-    TARGETS: ClassVar[tuple[str, ...]] = ("qkv", *PARTS, "proj", "lin1", "lin2")
-
-    rank: int = 8
-    alpha: float = 16
-    dropout: float = 0.0
-    targets: Sequence[str] = ("qkv",)
-
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, "targets", tuple(self.targets) if not isinstance(self.targets, str) else self.targets)
-        if type(self.rank) is not int or self.rank < 1:
-            raise StudyError(f"rank must be a whole number from 1 on, it is {self.rank!r}")
-        for name, high in (("alpha", float("inf")), ("dropout", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < high:
-                raise StudyError(f"{name} must be a number from 0 to below {high}, it is {value!r}")
-        known = ", ".join(self.TARGETS)
-        if not self.targets or isinstance(self.targets, str) or set(self.targets) - set(self.TARGETS):
-            raise StudyError(f"targets must be a list of {known}, it is {self.targets!r}")
-        if "qkv" in self.targets and set(self.targets) & set(PARTS):
-            raise StudyError("targets: qkv is q, k and v in one; name either qkv or its parts")
-
-    def apply(self, encoder: "Encoder") -> None:
-        from fedbrain.models.lora import inject
-
-        encoder.requires_grad_(False)
-        inject(encoder, self, self.indices(encoder.depth))

@@ -10,6 +10,7 @@ from html import escape
 
 import pandas as pd
 
+from fedbrain.models.cards import CARDS, overlap
 from fedbrain.registry import REFERENCES
 
 NONE = "–"
@@ -20,22 +21,27 @@ def study_page(
     study: Mapping,
     *,
     phantoms: Sequence[str],
+    datasets: Mapping[str, str],
     scans: Mapping[str, pd.DataFrame],
     excluded: Mapping[str, pd.DataFrame],
     volumes: Mapping[str, pd.DataFrame],
     splits: pd.DataFrame,
     performance: pd.DataFrame,
+    efficiency: pd.DataFrame,
     cells: Sequence[Sequence],
     summaries: Sequence[Mapping],
 ) -> str:
     """The page as text.
 
     Args:
-        study: title, seed, class_names, splits, preprocessing, encoder, evaluation and aggregation of the config.
+        study: title, seed, class_names, splits, preprocessing, encoder, evaluation, training and the options of head, tuning
+            and aggregation of the config.
         phantoms: the cohorts that are simulated.
+        datasets: the public data set that each cohort comes from, as the config says, or the cohort's name.
         scans, excluded, volumes: per cohort (tables.SCANS, EXCLUDED, VOLUMES), in the order of the config.
         splits: tables.SPLITS.
         performance: tables.PERFORMANCE.
+        efficiency: tables.EFFICIENCY.
         cells: head, tuning, aggregation and seeds of each cell.
         summaries: what each run wrote about itself, one per cell and seed.
     """
@@ -43,7 +49,7 @@ def study_page(
     level = f"{100 * study['evaluation']['level']:g} %"
     parts = [
         _heading(study["title"], "="),
-        _html(_alarms(study, phantoms, summaries)),
+        _html(_alarms(study, phantoms, datasets, summaries)),
         _introduction(study, scans, cells),
         _heading("Cohorts", "-"),
         _html(_cohort_table(study, scans, excluded, volumes, splits)),
@@ -59,10 +65,8 @@ def study_page(
         "AUC by client:",
         _html(_client_table(performance, list(scans))),
         _heading("Cost", "-"),
-        _html(_cost_table(cells, summaries)),
-        "Bytes are counted from what was really sent, per round and client (the last model goes down once more, to be "
-        "validated); local and centralized training send nothing. Seconds are those of whole runs on the machine at "
-        "hand, the mean over seeds.",
+        _html(_cost_table(efficiency, summaries)),
+        _cost_words(efficiency),
         _heading("Warnings", "-"),
         _html(_list(warnings) if warnings else "<p>None.</p>"),
         _heading("How it was made", "-"),
@@ -100,7 +104,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence], *, left: int = 1) ->
     return "\n".join(lines) + "\n</tbody></table></div>"
 
 
-def _alarms(study: Mapping, phantoms: Sequence[str], summaries: Sequence[Mapping]) -> str:
+def _alarms(study: Mapping, phantoms: Sequence[str], datasets: Mapping[str, str], summaries: Sequence[Mapping]) -> str:
     style = "border:2px solid #b00020;background:#fdecee;color:#7a0016;padding:8px 12px;margin:8px 0;font-weight:bold"
     alarms = []
     if any(str(summary["weights"]).startswith("random") for summary in summaries):
@@ -113,7 +117,24 @@ def _alarms(study: Mapping, phantoms: Sequence[str], summaries: Sequence[Mapping
             f"{which} simulated heads (phantoms), not patients. They show that the study runs; they are no evidence "
             "about dementia."
         )
+    alarms += _leakage(study, datasets)
     return "\n".join(f'<p style="{style}">{escape(alarm)}</p>' for alarm in alarms) or "<span></span>"
+
+
+def _leakage(study: Mapping, datasets: Mapping[str, str]) -> list[str]:
+    """Test cohorts that a pretrained encoder has seen, as far as its card knows."""
+    card = CARDS[study["encoder"]["name"]]
+    if study["encoder"]["weights"] == "random":
+        return []
+    seen = {cohort: overlap(card, dataset) for cohort, dataset in datasets.items()}
+    named = "; ".join(f"{cohort} ({name})" for cohort, name in seen.items() if name)
+    if not named:
+        return []
+    return [
+        f"Leakage: the encoder, {card.title}, was pretrained on data sets that this study tests on: {named}. Its test "
+        "subjects may have been among them, so results on these cohorts may be too good. See docs/encoder.md for what is "
+        "known of the pretraining."
+    ]
 
 
 def _count_cohorts(summaries: Sequence[Mapping]) -> int:
@@ -127,8 +148,9 @@ def _introduction(study: Mapping, scans: Mapping, cells: Sequence) -> str:
     return (
         f"This study asks how to tell {positive} from {negative} on T1-weighted MRI of {len(scans)} cohorts whose scans "
         f"are not pooled. A 3D encoder ({study['encoder']['name']}) turns each brain volume into an embedding; "
-        f"classification heads ({', '.join(heads)}; tuning: {', '.join(tunings)}) are trained on them with each cohort "
-        f"as one client, and the clients' updates are combined in different ways ({', '.join(aggregations)}). "
+        f"classification heads ({', '.join(heads)}) and, depending on the tuning ({', '.join(tunings)}), parts of the "
+        "encoder are trained with each cohort as one client, and the clients' updates are combined in different ways "
+        f"({', '.join(aggregations)}). "
         f"{len(cells)} cells of this grid were run with their seeds, {runs} runs in all. The best round of each run was "
         "chosen on validation subjects; all results are on test subjects that took part in no choice."
     )
@@ -252,31 +274,70 @@ def _bytes(count: float) -> str:
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
-def _cost_table(cells: Sequence, summaries: Sequence[Mapping]) -> str:
-    by_cell: dict[tuple, list[Mapping]] = {}
-    for summary in summaries:
-        by_cell.setdefault(tuple(summary["cell"].values()), []).append(summary)
-    header = ["head", "tuning", "aggregation", "trained parameters", "bytes down", "bytes up", "seconds a run"]
-    header += ["peak memory", "best round"]
+def _cost_table(efficiency: pd.DataFrame, summaries: Sequence[Mapping]) -> str:
+    best: dict[tuple, set[int]] = {}
+    for run in summaries:
+        best.setdefault(tuple(run["cell"].values()), set()).update(run["best_round"].values())
+    header = ["head", "tuning", "aggregation", "trained parameters", "of all", "bytes down", "bytes up"]
+    header += [
+        "GMACs",
+        "GMACs a step",
+        "GMACs published",
+        "peak memory",
+        "s a round",
+        "s a scan",
+        "s a run",
+        "best round",
+    ]
     rows = []
-    for head, tuning, aggregation, _ in cells:
-        runs = by_cell[(head, tuning, aggregation)]
-        exchanges = sum(run["training"]["rounds"] * len(run["clients"]) for run in runs)
-        best = sorted({number for run in runs for number in run["best_round"].values()})
+    for row in efficiency.to_dict("records"):
+        cell = (row["head"], row["tuning"], row["aggregation"])
+        numbers = sorted(best[cell])
         rows.append(
             [
-                head,
-                tuning,
-                aggregation,
-                f"{runs[0]['parameters']['trainable']:,}",
-                _bytes(sum(run["bytes_down"] for run in runs) / exchanges),
-                _bytes(sum(run["bytes_up"] for run in runs) / exchanges),
-                f"{sum(run['seconds'] for run in runs) / len(runs):.1f}",
-                _bytes(max(run["peak_memory"] for run in runs)),
-                f"{best[0]}–{best[-1]}" if len(best) > 1 else best[0],
+                *cell,
+                f"{row['trained']:,}",
+                f"{100 * row['trained_share']:.2g} %",
+                _bytes(row["bytes_down"]),
+                _bytes(row["bytes_up"]),
+                f"{row['gmacs']:.1f}",
+                _small(row["gmacs_step"]),
+                NONE if pd.isna(row["gmacs_reference"]) else f"{row['gmacs_reference']:.1f}",
+                _bytes(row["peak_memory"]),
+                _small(row["seconds_round"]),
+                _small(row["seconds_scan"]),
+                f"{row['seconds_run']:.1f}",
+                f"{numbers[0]}–{numbers[-1]}" if len(numbers) > 1 else numbers[0],
             ]
         )
     return _table(header, rows, left=3)
+
+
+def _small(value: float) -> str:
+    """Three digits, without an exponent."""
+    return (
+        f"{value:.1f}"
+        if value >= 10
+        else f"{float(f'{value:.2g}'):g}"
+        if value >= 1e-4
+        else "< 0.0001"
+        if value
+        else "0"
+    )
+
+
+def _cost_words(efficiency: pd.DataFrame) -> str:
+    full = efficiency["full_bytes"].max()
+    devices = ", ".join(dict.fromkeys(efficiency["device"]))
+    return (
+        "Bytes are counted from what was really sent, per round and client (the last model goes down once more, to be "
+        "validated); local and centralized training send nothing. Training all of encoder and head would send up to "
+        f"{_bytes(full)} each way. *GMACs* are 10\\ :sup:`9` multiply-accumulates of a forward pass of one scan, counted from the "
+        "operations that run: from the volume on; *a step*, from what is kept of the scan, which is what training computes; "
+        "*published*, from the volume on with the encoder's own implementation, whose results ours equals. Memory is the peak "
+        "of a run. Seconds are of the clients' training and validation, one client after the other, per round, per scan and "
+        f"epoch, and of a whole run with everything around it ({devices})."
+    )
 
 
 def _warnings(study, phantoms, excluded, volumes, performance, summaries) -> list[str]:
@@ -305,13 +366,23 @@ def _method_table(study: Mapping, summaries: Sequence[Mapping]) -> str:
     facts = {
         "encoder": f"{study['encoder']['name']}, weights: "
         + ", ".join(sorted({str(summary["weights"]) for summary in summaries})),
-        "preprocessing": ", ".join(f"{key} {value}" for key, value in study["preprocessing"].items()),
-        "splits": ", ".join(f"{key} {value}" for key, value in study["splits"].items()),
+        "preprocessing": _listed(study["preprocessing"]),
+        "splits": _listed(study["splits"]),
         "seed of the study": study["seed"],
         "interval": f"{study['evaluation']['method']}, {study['evaluation']['resamples']:,} resamples of subjects",
     }
-    for name, options in study["aggregation"].items():
-        facts[f"options of {name}"] = ", ".join(f"{key} {value}" for key, value in options.items())
+    for axis in ("head", "tuning", "aggregation"):
+        for name, options in study[axis].items():
+            facts[f"options of {name}"] = _listed(options)
+    training = dict(study["training"])
+    for section in ("heads", "tunings"):
+        for name, options in training.pop(section).items():
+            facts[f"training of {name}"] = _listed(options)
+    facts["training"] = _listed(training)
     if summaries:
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in summaries[0]["versions"].items())
     return _table(["", ""], list(facts.items()), left=2)
+
+
+def _listed(options: Mapping) -> str:
+    return ", ".join(f"{key} {value}" for key, value in options.items())

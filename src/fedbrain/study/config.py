@@ -1,6 +1,7 @@
 """The study's config: checked as a whole before anything runs, defaults filled in, the grid unrolled into cells."""
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,9 +14,11 @@ from jsonschema.validators import extend
 
 from fedbrain import registry
 from fedbrain.errors import StudyError
-from fedbrain.federated.aggregation import build_rule
+from fedbrain.models.cards import CARDS
+from fedbrain.models.tuning import VOLUME
 
 SOURCES = ("table", "bids", "phantom")
+NAME = re.compile(r"[a-z0-9_]+")
 
 
 @dataclass(frozen=True, order=True)
@@ -64,15 +67,52 @@ def cells(config: Mapping) -> dict[Cell, list[int]]:
     return result
 
 
-def training_options(config: Mapping, head: str) -> dict:
-    """The training options of one head: the defaults, and over them what the config says for this head."""
-    options = {key: value for key, value in config["training"].items() if key != "heads"}
-    return options | config["training"]["heads"].get(head, {})
+AXES = {"head": "heads", "tuning": "tunings", "aggregation": "aggregations"}  # sections of options, lists of the grid
 
 
-def aggregation_options(config: Mapping, aggregation: str) -> dict:
-    """The options of one aggregation rule; empty for those without any."""
-    return dict(sorted(config["aggregation"].get(aggregation, {}).items()))
+def options_of(config: Mapping, axis: str, name: str) -> dict:
+    """The options of a head, tuning or aggregation as the config gives them; empty for those without any."""
+    return dict(sorted(config[axis].get(name, {}).items()))
+
+
+def kind_of(config: Mapping, axis: str, name: str) -> str:
+    """What a name of the grid stands for in the registry; the references of the aggregation stand for themselves."""
+    return registry.base_name(name, config[axis].get(name, {}))
+
+
+def training_options(config: Mapping, head: str, tuning: str) -> dict:
+    """The training options of a head and a tuning: the defaults, over them those of the head, over them those of the tuning.
+
+    Options for what a name stands for hold for the name, too. Class centres take one round, after which nothing changes.
+    """
+    options = {key: value for key, value in config["training"].items() if key not in ("heads", "tunings")}
+    for axis, name in (("head", head), ("tuning", tuning)):
+        for key in dict.fromkeys((kind_of(config, axis, name), name)):
+            options |= config["training"][AXES[axis]].get(key, {})
+    if kind_of(config, "head", head) == "ncc":
+        options |= {"rounds": 1, "local_epochs": 1}
+    return options
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What training of a cell starts from: which encoder made it, with which weights, and how far (the cut)."""
+
+    encoder: str  # as in file names: "none" for volumes, "{name}-random" for an untrained control
+    weights: str  # path, or "random"
+    cut: str
+
+
+def kept(config: Mapping, head: str, tuning: str) -> Kept:
+    """What the cells of a head and a tuning are trained on: the output of their longest frozen prefix."""
+    name, weights = config["encoder"]["name"], config["encoder"]["weights"]
+    tuned = registry.build("tuning", tuning, options_of(config, "tuning", tuning))
+    cut = tuned.cut(CARDS[name].depth)
+    if cut == VOLUME or registry.TUNING_OF_REFERENCE.get(kind_of(config, "head", head)) == "full":
+        return Kept("none", "random", VOLUME)
+    if tuned.weights == "random" and weights != "random":
+        return Kept(f"{name}-random", "random", cut)
+    return Kept(name, weights, cut)
 
 
 def phantom_look(config: Mapping, cohort: str) -> dict:
@@ -163,26 +203,59 @@ def _problems(config: Mapping) -> Iterator[str]:
         yield from _unknown_name(f"preprocessing.{key}", kind, config["preprocessing"][key])
     yield from _unknown_name("encoder.name", "encoder", config["encoder"]["name"])
     for index, block in enumerate(config["grid"]):
-        for kind, key in (("head", "heads"), ("tuning", "tunings"), ("aggregation", "aggregations")):
+        for axis, key in AXES.items():
             for name in block[key]:
-                if not (kind == "aggregation" and name in registry.REFERENCES):
-                    yield from _unknown_name(f"grid.{index}.{key}", kind, name)
-    for head in config["training"]["heads"]:
-        yield from _unknown_name(f"training.heads.{head}", "head", head)
-    for rule, options in config["aggregation"].items():
-        try:
-            build_rule(rule, **options)
-        except (StudyError, TypeError) as error:
-            yield f"aggregation.{rule}: {error}"
+                if not (axis == "aggregation" and name in registry.REFERENCES):
+                    yield from _unknown_name(f"grid.{index}.{key}", axis, kind_of(config, axis, name))
+        yield from _wrong_tunings(config, index, block)
+    for axis in ("head", "tuning"):
+        for name in config["training"][AXES[axis]]:
+            yield from _unknown_name(f"training.{AXES[axis]}.{name}", axis, kind_of(config, axis, name))
+    for axis in AXES:
+        for name in config[axis]:
+            yield from _wrong_options(config, axis, name)
     drawn = config["figures"].get("aggregation")
     if drawn and all(drawn not in block["aggregations"] for block in config["grid"]):
         yield f"figures.aggregation: no block of the grid has {drawn!r}; name one that is run"
-    weights = config["encoder"]["weights"]
-    if weights != "random" and not Path(weights).is_file():
+    card, weights = CARDS.get(config["encoder"]["name"]), config["encoder"]["weights"]
+    if card and weights != "random" and not Path(weights).is_file():
         yield (
-            f"encoder.weights: no file {weights}; put the released checkpoint sam_med3d_turbo.pth there (Hugging Face, "
-            "blueyo0/SAM-Med3D, Apache-2.0), or write weights: random for a control with an untrained encoder"
+            f"encoder.weights: no file {weights}; put the published checkpoint {card.file} there ({card.origin}, "
+            f"{card.licence}), or write weights: random for a control with an untrained encoder"
         )
+
+
+def _wrong_options(config: Mapping, axis: str, name: str) -> Iterator[str]:
+    """What is wrong with the options of a name: the name, an option, a value, or blocks that the encoder does not have."""
+    place, options = f"{axis}.{name}", options_of(config, axis, name)
+    kind = kind_of(config, axis, name)
+    if unknown := list(_unknown_name(place, axis, kind)):
+        yield from unknown
+    elif axis != "head":
+        try:
+            built = registry.build(axis, name, options)
+            if axis == "tuning" and config["encoder"]["name"] in CARDS:
+                built.cut(CARDS[config["encoder"]["name"]].depth)
+        except (StudyError, TypeError) as error:
+            yield f"{place}: {error}"
+    elif kind != "resnet18" and set(options) - {"kind"}:
+        # The schema knows the options; a head is not built here, since torch would have to be imported at every start.
+        yield f"{place}: only resnet18 takes {', '.join(sorted(set(options) - {'kind'}))}"
+    if name != kind and name in registry.names(axis):
+        yield f"{place}: {name} is a name of its own; choose another for a {kind}"
+    if not NAME.fullmatch(name):
+        yield f"{place}: a name has small letters, digits and underscores only, since it stands in file names"
+
+
+def _wrong_tunings(config: Mapping, index: int, block: Mapping) -> Iterator[str]:
+    for head in block["heads"]:
+        wanted = registry.TUNING_OF_REFERENCE.get(kind_of(config, "head", head))
+        wrong = [name for name in block["tunings"] if kind_of(config, "tuning", name) != wanted]
+        if wanted and wrong:
+            yield (
+                f"grid.{index}: {head} goes with tunings: [{wanted}] only, not with {', '.join(wrong)}; give it a block "
+                "of its own"
+            )
 
 
 def _unknown_name(place: str, kind: str, name: str) -> Iterator[str]:

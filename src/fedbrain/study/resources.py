@@ -4,9 +4,39 @@ The figures were measured on the phantom study and on real heads at 1 mm and car
 that was killed for memory or time is tried again with twice as much.
 """
 
-TRAINING_MEGABYTES = {"linear": 1500, "conv_s": 2000, "conv_l": 3000}
-EMBEDDING_MEGABYTES = 0.4  # one scan: 384 x 8 x 8 x 8 values of 2 bytes
-SECONDS_PER_STEP = {"linear": 0.02, "conv_s": 0.2, "conv_l": 0.8}  # one scan forward and backward on one core
+from dataclasses import dataclass
+
+HEAD_MEGABYTES = {"linear": 1500, "ncc": 1500, "conv_s": 2000, "conv_l": 3000}
+HEAD_SECONDS = {"linear": 0.02, "ncc": 0.02, "conv_s": 0.2, "conv_l": 0.8}  # a scan forward and backward on one core
+KEPT_MEGABYTES = {"output": 0.4, "volume": 8.4}  # a scan; tokens take 1.6
+BLOCKS = 12  # of either encoder
+BLOCK_SECONDS, BLOCK_MEGABYTES = 0.6, 100  # a scan forward and backward through one block on one core
+RESNET_SECONDS, RESNET_MEGABYTES = 30, 4500  # a scan of 128^3 through ResNet18 on one core
+
+
+@dataclass(frozen=True)
+class CellWork:
+    """What a cell has to do."""
+
+    scans: int
+    clients: int
+    head: str  # as in the registry
+    cut: str
+    adapters: bool  # few parameters are trained
+    downsample: int  # of ResNet18
+    training: dict
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the encoder that each step computes."""
+        if self.head == "resnet18" or self.cut == "output":
+            return 0
+        return BLOCKS if self.cut == "volume" else BLOCKS - int(self.cut.removeprefix("block"))
+
+    @property
+    def at_once(self) -> int:
+        """Scans that go through the network at once."""
+        return min(self.training["micro_batch"] or self.training["batch_size"], self.training["batch_size"])
 
 
 def doubling(base: float, attempt: int) -> int:
@@ -24,9 +54,9 @@ def preprocess_minutes(scans: int, attempt: int) -> int:
     return doubling(5 + scans, attempt)
 
 
-def embed_memory(scans: int, batch_size: int, attempt: int) -> int:
-    """MB: the encoder (93 M parameters), activations by batch, the shard's embeddings."""
-    return doubling(2500 + 500 * batch_size + EMBEDDING_MEGABYTES * scans, attempt)
+def embed_memory(cut: str, scans: int, batch_size: int, attempt: int) -> int:
+    """MB: the encoder (93 M parameters), activations by batch, what is kept of the shard, and a copy to write it."""
+    return doubling(2500 + 500 * batch_size + 2 * KEPT_MEGABYTES.get(cut, 1.6) * scans, attempt)
 
 
 def embed_minutes(scans: int, attempt: int) -> int:
@@ -34,19 +64,27 @@ def embed_minutes(scans: int, attempt: int) -> int:
     return doubling(5 + 0.1 * scans, attempt)
 
 
-def train_memory(scans: int, head: str, attempt: int) -> int:
-    """MB: the head with its gradients and optimizer, and all embeddings twice: ``centralized`` pools copies of them.
+def train_memory(cell: CellWork, attempt: int) -> int:
+    """MB: the model, its gradients and optimizer, activations by scans at once, and the models of server and clients.
 
-    Federated cells and ``local`` hold them once.
+    The inputs are memory-mapped and not counted: the system keeps of them what it has room for.
     """
-    base = TRAINING_MEGABYTES.get(head, max(TRAINING_MEGABYTES.values()))
-    return doubling(base + 2 * EMBEDDING_MEGABYTES * scans, attempt)
+    if cell.head == "resnet18":
+        model, activations = 133, RESNET_MEGABYTES / cell.downsample**3 * cell.at_once
+    else:
+        model, activations = (0 if cell.adapters else 31 * cell.blocks), BLOCK_MEGABYTES * cell.blocks * cell.at_once
+    # Trained: parameters, gradients, two moments; the server's, the best round's, one of every client and a copy in flight.
+    return doubling(HEAD_MEGABYTES.get(cell.head, 3000) + activations + model * (8 + 2 * cell.clients), attempt)
 
 
-def train_minutes(scans: int, rounds: int, local_epochs: int, head: str, attempt: int) -> int:
+def train_minutes(cell: CellWork, attempt: int) -> int:
     """Minutes: every scan in every epoch of every round, on one core."""
-    step = SECONDS_PER_STEP.get(head, max(SECONDS_PER_STEP.values()))
-    return doubling(5 + scans * rounds * local_epochs * step / 60, attempt)
+    if cell.head == "resnet18":
+        step = RESNET_SECONDS / cell.downsample**3
+    else:
+        step = HEAD_SECONDS.get(cell.head, 0.8) + BLOCK_SECONDS * cell.blocks
+    scans = cell.scans * cell.training["rounds"] * cell.training["local_epochs"]
+    return doubling(5 + scans * step / 60, attempt)
 
 
 def evaluate_memory(cells: int, attempt: int) -> int:

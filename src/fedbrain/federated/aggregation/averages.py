@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedbrain.federated.aggregation.rule import State, Tensors, Update, add_weighted
+from fedbrain.federated.aggregation.rule import State, Tensors, Update, add_weighted, by_scans
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class FedAvg:
         return State(0, tensors)
 
     def apply(self, state: State, updates: Sequence[Update]) -> tuple[State, Tensors, dict[str, float]]:
-        scans = sum(update.scans for update in updates)
-        return _average(state, updates, {update.client: update.scans / scans for update in updates})
+        return _average(state, updates, by_scans(updates))
 
 
 def _average(state: State, updates: Sequence[Update], weights: dict[str, float]):

@@ -96,6 +96,26 @@ def add_weighted(tensors: Tensors, updates: Sequence[Update], weights: Mapping[s
     return result
 
 
+def by_scans(updates: Sequence[Update]) -> dict[str, float]:
+    """FedAvg's weights p_k = n_k / sum n, by client."""
+    scans = sum(update.scans for update in updates)
+    return {update.client: update.scans / scans for update in updates}
+
+
+def weighted_delta(name: str, updates: Sequence[Update], weights: Mapping[str, float]) -> np.ndarray:
+    """sum_k weights[k] D_k of the tensor ``name``, in float64."""
+    first, *others = in_order(updates)
+    total = weights[first.client] * np.asarray(first.delta[name], dtype=np.float64)
+    for update in others:
+        total = total + weights[update.client] * update.delta[name]
+    return total
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is a running statistic of a batch norm: measured, not trained, so no optimizer may extrapolate it."""
+    return name.endswith(("running_mean", "running_var"))
+
+
 def shares(values: np.ndarray) -> np.ndarray:
     """``values`` (K,) divided by their sum; equal shares where the sum is 0."""
     total = values.sum()

@@ -1,0 +1,147 @@
+"""Server optimizers: the mean update is taken as a gradient, and the server steps along it with a memory of its own.
+
+With the pseudo-gradient D = sum_k (n_k / N) D_k, so that W + D is what FedAvg gives:
+
+    FedAvgM    u <- momentum u + D                      W <- W + eta u
+    FedAdam    m <- b1 m + (1 - b1) D                   W <- W + eta m / (sqrt(v) + tau)
+               v <- b2 v + (1 - b2) D^2
+    FedYogi    as FedAdam, but v <- v - (1 - b2) D^2 sign(v - D^2)
+
+Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
+arXiv 1909.06335 (FedAvgM); Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 2 (FedAdam, FedYogi).
+
+The moments are in the state, in each tensor's own type. Running statistics of a batch norm are averaged as by FedAvg: an
+optimizer would extrapolate them (a variance even below 0). A client's weight is n_k / N, its part in D.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedbrain.errors import StudyError
+from fedbrain.federated.aggregation.rule import State, Tensors, Update, by_scans, is_statistic, weighted_delta
+
+
+@dataclass(frozen=True)
+class FedAvgM:
+    """FedAvg with momentum on the server. With momentum 0 and learning rate 1 it is FedAvg.
+
+    Args:
+        momentum: in [0, 1); 0.9 is what is customary.
+        learning_rate: eta, of the server.
+    """
+
+    momentum: float = 0.9
+    learning_rate: float = 1.0
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self):
+        _check("fedavgm", momentum=self.momentum, learning_rate=self.learning_rate)
+
+    def init(self, tensors: Tensors, clients: Sequence[str]) -> State:
+        return State(0, tensors, moments=_moments("velocity", tensors, 0.0))
+
+    def apply(self, state: State, updates: Sequence[Update]) -> tuple[State, Tensors, dict[str, float]]:
+        weights, result, moments = by_scans(updates), {}, {}
+        for name, tensor in state.tensors.items():
+            step = weighted_delta(name, updates, weights)
+            if not is_statistic(name):
+                velocity = self.momentum * _wide(state, "velocity", name) + step
+                moments[f"velocity/{name}"] = _narrow(velocity, tensor)
+                step = self.learning_rate * velocity
+            result[name] = _narrow(tensor + step, tensor)
+        return State(state.round + 1, result, moments=moments), result, weights
+
+
+@dataclass(frozen=True)
+class FedAdam:
+    """Adam on the server (Reddi et al., ICLR 2021).
+
+    Args:
+        learning_rate: eta, of the server: about the size of the first step of every weight, however small the clients' updates.
+            The paper tunes it; 0.01 is ours, near what a client with AdamW at 0.001 moves a weight by in a round.
+        beta1, beta2: of the two running means, in [0, 1); Flower's defaults.
+        tau: bounds the adaptivity from below; Flower's default.
+        initial: v before the first round; None is tau^2, the least that the paper allows. Flower starts from 0.
+        bias_correction: Kingma and Ba's factor sqrt(1 - b2^t) / (1 - b1^t) on eta, which the paper leaves out.
+    """
+
+    learning_rate: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 0.001
+    initial: float | None = None
+    bias_correction: bool = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self):
+        rates = {"learning_rate": self.learning_rate, "beta1": self.beta1, "beta2": self.beta2, "tau": self.tau}
+        _check(type(self).__name__.lower(), **rates, initial=0.0 if self.initial is None else self.initial)
+        if not isinstance(self.bias_correction, bool):
+            raise StudyError(
+                f"aggregation fedadam: bias_correction must be true or false, it is {self.bias_correction!r}"
+            )
+
+    def init(self, tensors: Tensors, clients: Sequence[str]) -> State:
+        initial = self.tau**2 if self.initial is None else self.initial
+        return State(0, tensors, moments=_moments("first", tensors, 0.0) | _moments("second", tensors, initial))
+
+    def apply(self, state: State, updates: Sequence[Update]) -> tuple[State, Tensors, dict[str, float]]:
+        weights, result, moments = by_scans(updates), {}, {}
+        rate = self.learning_rate * self._correction(state.round + 1)
+        for name, tensor in state.tensors.items():
+            step = weighted_delta(name, updates, weights)
+            if not is_statistic(name):
+                first = self.beta1 * _wide(state, "first", name) + (1 - self.beta1) * step
+                second = self._second(_wide(state, "second", name), step**2)
+                moments[f"first/{name}"], moments[f"second/{name}"] = _narrow(first, tensor), _narrow(second, tensor)
+                step = rate * first / (np.sqrt(second) + self.tau)
+            result[name] = _narrow(tensor + step, tensor)
+        return State(state.round + 1, result, moments=moments), result, weights
+
+    def _second(self, past: np.ndarray, square: np.ndarray) -> np.ndarray:
+        return self.beta2 * past + (1 - self.beta2) * square
+
+    def _correction(self, round: int) -> float:
+        return np.sqrt(1 - self.beta2**round) / (1 - self.beta1**round) if self.bias_correction else 1.0
+
+
+@dataclass(frozen=True)
+class FedYogi(FedAdam):
+    """Yogi on the server (Reddi et al., ICLR 2021): v moves by at most (1 - b2) D^2 a round, so that it forgets slowly.
+
+    Options as of FedAdam, without a bias correction.
+    """
+
+    bias_correction: ClassVar[bool] = False
+
+    def _second(self, past: np.ndarray, square: np.ndarray) -> np.ndarray:
+        return past - (1 - self.beta2) * square * np.sign(past - square)
+
+
+def _check(rule: str, **options: float) -> None:
+    """Raises StudyError for an option out of its range."""
+    for name, value in options.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in ("momentum", "beta1", "beta2"):
+            good, wanted = number and 0 <= value < 1, "from 0 to below 1"
+        elif name == "initial":
+            good, wanted = number and 0 <= value < float("inf"), "from 0"
+        else:
+            good, wanted = number and 0 < value < float("inf"), "above 0"
+        if not good:
+            raise StudyError(f"aggregation {rule}: {name} must be a number {wanted}, it is {value!r}")
+
+
+def _moments(kind: str, tensors: Tensors, value: float) -> dict[str, np.ndarray]:
+    return {f"{kind}/{name}": np.full_like(t, value) for name, t in tensors.items() if not is_statistic(name)}
+
+
+def _wide(state: State, kind: str, name: str) -> np.ndarray:
+    return state.moments[f"{kind}/{name}"].astype(np.float64)
+
+
+def _narrow(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return np.asarray(values, dtype=like.dtype)

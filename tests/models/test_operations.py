@@ -1,0 +1,65 @@
+"""Operations are counted from what runs; the published rows are met."""
+
+import contextlib
+import io
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from fedbrain.models.cards import CARDS
+from fedbrain.models.classifier import EncoderSource, build_classifier
+from fedbrain.models.lora import LoRA
+from fedbrain.models.operations import bare_encoder, cost_of, count_operations
+from fedbrain.models.tuning import Frozen, Full, LastK
+
+
+def test_operations_of_layers_are_those_written_down_by_hand():
+    model = nn.Sequential(nn.Conv3d(2, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 4**3, 7))
+    expected = 4**3 * 2 * 5 * 27 + 5 * 4**3 * 7
+    for device in ("cpu", "meta"):
+        assert count_operations(model, torch.zeros(1, 2, 4, 4, 4, device=device)) == expected
+
+
+def test_the_authors_implementation_takes_184_billion():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        import medim
+
+        theirs = medim.create_model("SAM-Med3D", pretrained=False).image_encoder
+    counted = count_operations(theirs, torch.empty(1, 1, 128, 128, 128, device="meta"))
+    assert counted == CARDS["sam_med3d"].reference_operations
+    assert round(counted / 1e9) == 184
+
+
+@pytest.mark.parametrize(
+    "tuning", [Frozen(), LoRA(), LastK(blocks=3), Full()], ids=lambda tuning: type(tuning).__name__
+)
+def test_a_cut_divides_the_operations_and_loses_none(tuning):
+    model = build_classifier("conv_s", tuning)
+    cost = cost_of(model, EncoderSource())["operations"]
+    bare = count_operations(bare_encoder("sam_med3d"), torch.empty(1, 1, 128, 128, 128, device="meta"))
+    head = 8**3 * 27 * 384 * 128 + 4**3 * 27 * 128 * 64 + 2**3 * 27 * 64 * 64 + 64 * 2
+    adapters = 2 * 513 * 8 * (768 + 3 * 768) if isinstance(tuning, LoRA) else 0
+    if adapters:
+        adapters -= 8 * (768 + 3 * 768)  # the global one of the two blocks has no pad
+    assert cost["volume"] == bare + head + adapters
+    assert cost["cut"] == {"output": head, "volume": cost["volume"]}.get(model.cut, cost["cut"])
+    assert head <= cost["cut"] <= cost["volume"]
+    assert cost["reference"] == CARDS["sam_med3d"].reference_operations + head + adapters
+
+
+def test_linear_on_the_frozen_encoder_is_the_published_row():
+    cost = cost_of(build_classifier("linear", Frozen()), EncoderSource())
+    assert cost["parameters"] == {"trained": 770, "full": 92_924_928 + 770}
+    assert round(cost["operations"]["reference"] / 1e9) == 184
+    assert round(cost["operations"]["volume"] / 1e9) == 52
+
+
+def test_counting_leaves_the_model_and_its_mode_alone():
+    model = build_classifier("linear", Frozen()).train()
+    before = model.head.classify.weight
+    cost_of(model, EncoderSource())
+    assert model.training
+    assert model.head.classify.weight is before
