@@ -199,6 +199,15 @@ def test_one_case_and_complete_separation_are_noted():
     assert "no width" in row(table, "south")["note"]
 
 
+def test_resamples_that_lack_a_class_are_counted_in_the_note():
+    rows = [("north", "001", "1", 0), ("north", "001", "2", 1), ("north", "002", "1", 1), ("north", "003", "1", 1)]
+    frame = pd.DataFrame(rows, columns=["cohort", "subject", "session", "label"])
+    frame = frame.assign(score=[0.3, 0.5, 0.2, 0.9]).astype(PREDICTIONS)
+    note = row(performance({FEDAVG: {0: frame}}, clients=["north"], resamples=4000), "north")["note"]
+    share = float(note.split("no value in ")[1].split("%")[0]) / 100
+    assert share == pytest.approx((2 / 3) ** 3, abs=0.03)  # without 001 there is no control
+
+
 def test_a_score_that_is_not_a_number_is_a_note_and_no_crash():
     frame = predictions()
     frame.loc[0, "score"] = pd.NA

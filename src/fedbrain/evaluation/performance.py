@@ -144,4 +144,6 @@ def _note(cell, client, metric, labels, scores, positives, negatives, found: Int
         remarks.append("the score separates the classes in so many resamples that a limit is not finite")
     elif found.low == found.high:
         remarks.append("all resamples equal: the interval has no width and cannot show the uncertainty")
+    if found.undefined:
+        remarks.append(f"no value in {found.undefined:.1%} of the resamples, which are left out")
     return "; ".join(remarks) or None
