@@ -55,6 +55,12 @@ KEPT = {(cell.head, cell.tuning): study.kept(STUDY, cell.head, cell.tuning) for 
 KEPT_FILES = "results/embeddings/{encoder}/{cut}/{cohort}/{shard}"
 ENVIRONMENT = "../envs/fedbrain.yaml"
 RUN = "results/runs/{head}/{tuning}/{aggregation}/seed-{seed}"
+# Heads that stand for themselves, without a tuning of the encoder.
+REFERENCE_HEADS = [
+    head
+    for head in dict.fromkeys(cell.head for cell in CELLS)
+    if study.kind_of(STUDY, "head", head) in registry.TUNING_OF_REFERENCE
+]
 WEIGHTED = ("fedce", "rate_my_lora")  # the rules whose contribution weights change from round to round
 
 
@@ -194,6 +200,13 @@ def models(chosen=lambda cell: True):
     return dict.fromkeys(f"{cell.head}-{cell.tuning}" for cell in CELLS if chosen(cell))
 
 
+def several_tunings():
+    """Whether some head is trained with more than one tuning under the aggregation that the figures show."""
+    shown = study.drawn_aggregation(STUDY)
+    pairs = {(c.head, c.tuning) for c in CELLS if c.aggregation == shown and c.head not in REFERENCE_HEADS}
+    return len({head for head, _ in pairs}) < len(pairs)
+
+
 def weighted_runs(wildcards):
     """Cells and seeds of one head and tuning whose contribution weights change from round to round."""
     return [
@@ -207,6 +220,8 @@ def weighted_runs(wildcards):
 def figure_files():
     """The figures of this study."""
     names = ["auc_by_head", "intensity_profiles"]
+    if several_tunings():
+        names.append("auc_by_tuning")
     names += [f"auc_by_client-{model}" for model in models()]
     names += [f"aggregation_weights-{model}" for model in models(is_weighted)]
     return [f"results/figures/{name}.svg" for name in names]

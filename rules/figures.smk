@@ -28,9 +28,43 @@ rule plot_auc_by_head:
         alarm=ALARM,
         cohorts=COHORTS,
         aggregation=study.drawn_aggregation(STUDY),
+        references=REFERENCE_HEADS,
         level=STUDY["evaluation"]["level"],
     script:
         "../workflow_scripts/plot_auc_by_head.py"
+
+
+rule plot_auc_by_tuning:
+    input:
+        performance="results/evaluation/performance.tsv",
+    output:
+        svg=report(
+            "results/figures/auc_by_tuning.svg",
+            caption="report/auc_by_tuning.rst",
+            category="Performance",
+            labels={"figure": "AUC by tuning and cohort", "head": "all", "tuning": "all"},
+        ),
+        png="results/figures/auc_by_tuning.png",
+    log:
+        "results/logs/plot_auc_by_tuning.log",
+    benchmark:
+        "results/benchmarks/plot_auc_by_tuning.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("plot_auc_by_tuning"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    params:
+        code=code("plot_auc_by_tuning.py"),
+        alarm=ALARM,
+        cohorts=COHORTS,
+        aggregation=study.drawn_aggregation(STUDY),
+        references=REFERENCE_HEADS,
+        level=STUDY["evaluation"]["level"],
+    script:
+        "../workflow_scripts/plot_auc_by_tuning.py"
 
 
 rule plot_auc_by_client:

@@ -8,6 +8,10 @@ from fedbrain.tables import PERFORMANCE, read_table
 log_to(snakemake.log[0])
 performance = read_table(snakemake.input.performance, PERFORMANCE)
 figure = auc_by_head(
-    performance, snakemake.params.cohorts, aggregation=snakemake.params.aggregation, level=snakemake.params.level
+    performance,
+    snakemake.params.cohorts,
+    aggregation=snakemake.params.aggregation,
+    references=snakemake.params.references,
+    level=snakemake.params.level,
 )
 save_figure(figure, snakemake.output.svg, snakemake.output.png, alarm=snakemake.params.alarm)

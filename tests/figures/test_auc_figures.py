@@ -1,10 +1,12 @@
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Text
 
 from fedbrain.figures.auc_by_client import auc_by_client
 from fedbrain.figures.auc_by_head import auc_by_head
+from fedbrain.figures.auc_by_tuning import auc_by_tuning
 from fedbrain.figures.style import auc_floor
 
 
@@ -35,6 +37,52 @@ def test_auc_by_head_shows_the_tables_values_and_intervals(performance, cohorts)
         rows = performance[(performance["tuning"] == tuning) & (performance["aggregation"] == "fedavg")]
         np.testing.assert_allclose(drawn_intervals(axes), table_intervals(rows))
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["Linear", "CONV S", "CONV L"]
+
+
+def test_auc_by_tuning_shows_the_tables_values_and_intervals(performance, cohorts):
+    figure = auc_by_tuning(performance, cohorts)
+    titles = ["Linear, FedAvg", "CONV S, FedAvg", "CONV L, FedAvg"]
+    assert [axes.get_title(loc="left") for axes in figure.axes if axes.axison] == titles
+    for axes, head in zip(figure.axes, ("linear", "conv_s", "conv_l")):
+        rows = performance[(performance["head"] == head) & (performance["aggregation"] == "fedavg")]
+        np.testing.assert_allclose(drawn_intervals(axes), table_intervals(rows))
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["frozen encoder", "LoRA"]
+
+
+def with_references(performance):
+    rows = performance[(performance["head"] == "linear") & (performance["tuning"] == "frozen")]
+    resnet = rows[rows["aggregation"] == "fedavg"].assign(head="resnet18", tuning="full")
+    ncc = rows[rows["aggregation"] == "simpleavg"].assign(head="ncc")
+    return pd.concat([performance, resnet, ncc], ignore_index=True)
+
+
+@pytest.mark.parametrize("figure_of", [auc_by_head, auc_by_tuning])
+def test_references_stand_hollow_in_every_panel_with_their_own_aggregation(figure_of, performance, cohorts):
+    table = with_references(performance)
+    figure = figure_of(table, cohorts, references=["resnet18", "ncc"])
+    plain = figure_of(performance, cohorts)
+    drawn = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title(loc="left") for axes in drawn] == [a.get_title(loc="left") for a in plain.axes if a.axison]
+    for axes in drawn:
+        labels = [tick.get_text() for tick in axes.get_xticklabels()]
+        assert labels[-2:] == ["ResNet18", "NCC\nSimpleAvg"]
+        hollow = [
+            c[0].get_xdata()[0] > len(labels) - 2.5 for c in axes.containers if c[0].get_markerfacecolor() == "white"
+        ]
+        assert len(hollow) == 2 * 3  # two references, three clients with an AUC
+        assert all(hollow)
+
+
+def test_references_alone_have_a_panel_too(performance, cohorts):
+    table = with_references(performance)
+    figure = auc_by_head(table[table["head"].isin(["resnet18", "ncc"])], cohorts, references=["resnet18", "ncc"])
+    assert len(drawn_intervals(figure.axes[0])) == 6
+
+
+def test_one_tuning_is_nothing_to_compare(performance, cohorts):
+    assert "No head was trained with several tunings" in words(
+        auc_by_tuning(performance[performance["tuning"] == "frozen"], cohorts)
+    )
 
 
 def test_auc_by_head_names_baselines_counts_and_missing_values(performance, cohorts):

@@ -72,6 +72,8 @@ _SHOWN = {
     "frozen": "frozen encoder",
     "lora": "LoRA",
     "full": "full fine-tuning",
+    "last_k": "last blocks",
+    "norm": "norms and biases",
     "simpleavg": "SimpleAvg",
     "fedavg": "FedAvg",
     "fedce": "FedCE",
