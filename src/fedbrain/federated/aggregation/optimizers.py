@@ -60,8 +60,8 @@ class FedAdam:
     """Adam on the server (Reddi et al., ICLR 2021).
 
     Args:
-        learning_rate: eta, of the server: about the size of the first step of every weight, however small the clients' updates.
-            The paper tunes it; 0.01 is ours, near what a client with AdamW at 0.001 moves a weight by in a round.
+        learning_rate: eta, of the server: about what a weight moves by in a round, if its updates are well above tau. To be
+            tuned; 0.01 is ours, ten steps of AdamW at 0.001. Where the clients go further in a round it wants to be larger.
         beta1, beta2: of the two running means, in [0, 1); Flower's defaults.
         tau: bounds the adaptivity from below; Flower's default.
         initial: v before the first round; None is tau^2, the least that the paper allows. Flower starts from 0.
