@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flower_replies import as_replies
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +8,9 @@ from hypothesis.extra.numpy import arrays
 
 from fedbrain.errors import StudyError
 from fedbrain.federated.aggregation import build_rule
+from fedbrain.federated.aggregation.lora import FedIT, FlexLoRA
+from fedbrain.federated.aggregation.optimizers import FedAdam, FedAvgM, FedYogi
+from fedbrain.federated.aggregation.robust import Krum, Median, MultiKrum, TrimmedMean
 from fedbrain.federated.aggregation.rule import Difference, Update
 from fedbrain.registry import names
 
@@ -34,22 +37,27 @@ def test_by_hand(name, expected, weights):
     assert state.tensors is tensors
 
 
-@pytest.mark.parametrize("name", names("aggregation"))
-def test_the_order_of_updates_does_not_change_a_bit(name):
+RULES = {name: build_rule(name) for name in names("aggregation")}
+RULES |= {rule.__name__: rule() for rule in (FedAvgM, FedAdam, FedYogi, Median, TrimmedMean, Krum, MultiKrum)}
+RULES |= {rule.__name__: rule() for rule in (FedIT, FlexLoRA)}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_the_order_of_updates_does_not_change_a_bit(rule):
     generator = np.random.default_rng(0)
     scalars = {"minus_score": 0.7, "local_score": 0.6}
+    shapes = {"w": 1000, "b": (3, 4), "layer.lora_A.default.weight": (2, 30), "layer.lora_B.default.weight": (20, 2)}
     updates = [
-        Update(client, {"w": generator.normal(size=1000), "b": generator.normal(size=(3, 4))}, scans, scalars)
+        Update(client, {name: generator.normal(size=shape) for name, shape in shapes.items()}, scans, scalars)
         for client, scans in zip("abcde", (3, 50, 7, 11, 2))
     ]
-    start = {"w": np.ones(1000, np.float32), "b": np.zeros((3, 4), np.float32)}
+    start = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     results = []
     for order in (updates, updates[::-1], [updates[i] for i in (2, 0, 4, 1, 3)]):
-        rule = build_rule(name)
         state = rule.init(start, "abcde")
         for _ in range(3):
             state, tensors, weights = rule.apply(state, order)
-        results.append((tensors["w"].tobytes(), tensors["b"].tobytes(), sorted(weights.items())))
+        results.append(({name: tensor.tobytes() for name, tensor in tensors.items()}, sorted(weights.items())))
     assert results[0] == results[1] == results[2]
 
 
@@ -78,16 +86,7 @@ def test_agrees_with_flowers_fedavg_on_the_same_replies():
     updates = [Update(c, Difference(model, before), n) for c, model, n in zip("abcd", models, scans)]
     _, ours, _ = rule.apply(rule.init(before, "abcd"), updates)
 
-    from fedbrain.federated.grid import InProcessGrid
-
-    InProcessGrid(lambda message, context: message, [])  # gives this process the identity that a Message reads
-    replies = []
-    for model, count in zip(models, scans):
-        question = Message(RecordDict(), 2, "train")
-        record = ArrayRecord({name: Array(tensor) for name, tensor in model.items()})
-        content = RecordDict({"arrays": record, "metrics": MetricRecord({"scans": count})})
-        replies.append(Message(content, reply_to=question))
-    theirs, _ = FlowerFedAvg(weighted_by_key="scans").aggregate_train(1, replies)
+    theirs, _ = FlowerFedAvg(weighted_by_key="scans").aggregate_train(1, as_replies(models, scans))
     for name in before:
         np.testing.assert_allclose(ours[name], theirs[name].numpy(), rtol=0, atol=3e-7)
 

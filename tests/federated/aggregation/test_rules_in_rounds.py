@@ -1,0 +1,121 @@
+"""Every rule in whole federated runs with a low-rank adapter and a trained head: what it does, and what survives a kill."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from small_clients import build_small_model, make_client
+
+from fedbrain.federated.aggregation.averages import FedAvg, SimpleAvg
+from fedbrain.federated.aggregation.lora import FedIT, FlexLoRA, factor_pairs
+from fedbrain.federated.aggregation.optimizers import FedAdam, FedAvgM, FedYogi
+from fedbrain.federated.aggregation.robust import Krum, Median, MultiKrum, TrimmedMean
+from fedbrain.federated.apps import build_client_app
+from fedbrain.federated.checkpoint import load_checkpoint
+from fedbrain.federated.grid import InProcessGrid
+from fedbrain.federated.rounds import ClientFailure, run_rounds
+from fedbrain.federated.sharing import Sharing
+from fedbrain.federated.task import TrainingOptions, evaluate
+
+OPTIONS = TrainingOptions(rounds=3, batch_size=5, learning_rate=0.02)
+# A server's step is about its learning rate, whatever the clients' updates: three rounds take a large one.
+RULES = [
+    FedAvgM(),
+    FedAdam(learning_rate=0.1),
+    FedYogi(learning_rate=0.1),
+    Median(),
+    TrimmedMean(),
+    Krum(),
+    MultiKrum(),
+    FedIT(),
+    FlexLoRA(),
+]
+RULES += [FlexLoRA(split="sqrt")]
+
+
+def build_adapted_model():
+    model = build_small_model()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        inject_adapter_in_model(LoraConfig(r=2, lora_alpha=4, target_modules=["0"]), model)
+    model[2].requires_grad_(True)
+    return model
+
+
+def federate(clients, rule, load=None, options=OPTIONS, **loop):
+    sharing = Sharing.of(build_adapted_model())
+    load = load or (lambda context: clients[context.node_config["client"]])
+    app = build_client_app(load, build_adapted_model, sharing, options, seed=3)
+    state = build_adapted_model().state_dict()
+    tensors = {name: state[name].numpy() for name in sharing.select(state, "shared")}
+    return run_rounds(InProcessGrid(app, list(clients)), rule, tensors, options, **loop)
+
+
+def as_bytes(tensors):
+    return {name: np.asarray(tensor).tobytes() for name, tensor in tensors.items()}
+
+
+def end_of(clients, rule, **options):
+    """The model after the last round: without validation scans it is the one that is kept."""
+    clients = {
+        name: replace(client, validation=make_client(name, validation=0).validation) for name, client in clients.items()
+    }
+    return federate(clients, rule, options=replace(OPTIONS, **options)).tensors
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_a_run_that_was_killed_ends_in_the_same_bytes(three_clients, rule, tmp_path):
+    calls = {"C": 0}
+
+    def dies_in_the_third_round(context):
+        name = context.node_config["client"]
+        calls[name] = calls.get(name, 0) + 1
+        if name == "C" and calls[name] == 4:  # who are you, and two rounds
+            raise RuntimeError("killed")
+        return three_clients[name]
+
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("whole", "killed")}
+    whole = federate(three_clients, rule, checkpoint=paths["whole"], identity="run")
+    with pytest.raises(ClientFailure, match="round 3"):
+        federate(three_clients, rule, dies_in_the_third_round, checkpoint=paths["killed"], identity="run")
+    resumed = federate(three_clients, rule, checkpoint=paths["killed"], identity="run")
+    assert as_bytes(resumed.tensors) == as_bytes(whole.tensors)
+    assert [{**row, "seconds": 0} for row in resumed.rows] == [{**row, "seconds": 0} for row in whole.rows]
+    ends = [load_checkpoint(path, "run").state for path in paths.values()]
+    assert as_bytes(ends[0].moments) == as_bytes(ends[1].moments)
+    assert ends[0].memory == ends[1].memory
+    assert bool(ends[0].moments) == isinstance(rule, FedAvgM | FedAdam)  # what had to survive is there
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_three_rounds_learn_and_report_weights(three_clients, rule):
+    result = federate(three_clients, rule, options=replace(OPTIONS, rounds=3, local_epochs=3))
+    for number in (1, 2, 3):
+        weights = [row["weight"] for row in result.rows if row["round"] == number]
+        assert sum(weights) == pytest.approx(1)
+        assert min(weights) >= 0
+    before, after = build_adapted_model(), build_adapted_model()
+    after.load_state_dict({name: torch.tensor(tensor) for name, tensor in result.tensors.items()}, strict=False)
+    losses = [
+        sum(evaluate(model, client.validation).loss for client in three_clients.values()) for model in (before, after)
+    ]
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_fedit_is_fedavg_and_the_product_rule_is_not(three_clients):
+    fedavg, fedit, flexlora = (end_of(three_clients, rule, rounds=1) for rule in (FedAvg(), FedIT(), FlexLoRA()))
+    assert as_bytes(fedavg) == as_bytes(fedit)
+    (a, b), *_ = factor_pairs(fedavg).items()
+    difference = np.abs(flexlora[b] @ flexlora[a] - fedavg[b] @ fedavg[a]).max()
+    assert difference > 1e-3 * np.abs(fedavg[b] @ fedavg[a]).max()
+    assert all(fedavg[name].tobytes() == flexlora[name].tobytes() for name in fedavg if name not in (a, b))
+
+
+def test_server_optimizers_at_rest_and_krum_of_all_are_the_averages(three_clients):
+    fedavg, simple = end_of(three_clients, FedAvg()), end_of(three_clients, SimpleAvg())
+    for rule, expected in ((FedAvgM(momentum=0), fedavg), (MultiKrum(byzantine=0), simple)):
+        ours = end_of(three_clients, rule)
+        for name, tensor in expected.items():
+            np.testing.assert_allclose(ours[name], tensor, rtol=0, atol=2e-6)
