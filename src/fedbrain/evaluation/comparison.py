@@ -383,57 +383,74 @@ def _client_rows(client, scans, scores, pairs, *, metric, resamples, level, seed
     missing = reason_undefined(metric, int((labels == 1).sum()), int((labels == 0).sum()))
     values = {cell: np.array([function(labels, s) for s in by_seed]) for cell, by_seed in scores.items()}
     usable = {} if missing else {cell: scores[cell] for cell, of_seeds in values.items() if np.isfinite(of_seeds).all()}
-    means, left_out, aucs, covariance, places = {}, {}, None, None, {}
-    if usable:
-        stacked = np.concatenate(list(usable.values()))  # (all seeds of all cells, N)
-        ends = np.cumsum([len(by_seed) for by_seed in usable.values()])
-        places = {cell: slice(end - len(usable[cell]), end) for cell, end in zip(usable, ends)}
-        subject, strata = subject_strata(labels, persons)
-        drawn = replicates({metric: function}, labels, stacked, subject, strata, resamples=resamples, seed=seed)
-        with np.errstate(invalid="ignore"):
-            means = {cell: drawn[metric][place].mean(axis=0) for cell, place in places.items()}
-            if method == "bca":
-                influence = jackknife({metric: function}, labels, stacked, subject, strata)[metric]
-                left_out = {cell: [part[place].mean(axis=0) for part in influence] for cell, place in places.items()}
-        if metric == "auc":
-            aucs, covariance = delong_covariance(labels, stacked, persons)
+    resampled = _Resampled(usable, labels, persons, metric, function, resamples, seed, method) if usable else None
     rows = []
     for a, b in pairs:
         row = {"cell_a": cell_name(a), "cell_b": cell_name(b), "client": client, "metric": metric} | counts
         row |= {"seeds_a": len(scores[a]), "seeds_b": len(scores[b])}
         row |= {"value_a": _mean(values[a]), "value_b": _mean(values[b])}
-        notes = [missing] if missing else []
-        if not missing:
-            absent = [cell_name(cell) for cell in (a, b) if cell not in usable]
-            notes += [f"{' and '.join(absent)}: no {in_words(metric)} on these scans"] if absent else []
-        if a in usable and b in usable:
-            row |= _difference(values[a], values[b])
-            with np.errstate(invalid="ignore"):
-                differences = means[a] - means[b]
-                parts = [x - y for x, y in zip(left_out[a], left_out[b])] if left_out else None
-            row["low"], row["high"] = limits(differences, row["difference"], level, parts)
-            single = 1 in (counts["positives"], counts["negatives"])  # its class does not vary: no test
-            row["p_bootstrap"] = np.nan if single else bootstrap_p(differences, row["difference"])
-            if metric == "auc":
-                weights = np.zeros(len(aucs))
-                weights[places[a]] += 1 / len(scores[a])
-                weights[places[b]] -= 1 / len(scores[b])
-                row["p_delong"] = _contrast(aucs, covariance, weights)[3]
-            few = [counted(counts[key], noun) for key, noun in (("positives", "case"), ("negatives", "control"))
-                   if counts[key] < FEW]  # fmt: skip
-            if row["low"] == row["high"] == 0:
-                notes.append("the cells rank or call every resample alike")
-            elif row["low"] == row["high"]:
-                notes.append("all resamples equal: they cannot show the uncertainty")
-            if few:
-                consequence = (
-                    "no test, and limits that leave out that class" if single else "p-values and limits are rough"
-                )
-                notes.append(f"{' and '.join(few)} only: {consequence}")
+        absent = [cell_name(cell) for cell in (a, b) if cell not in usable]
+        if missing:
+            notes = [missing]
+        elif absent:
+            notes = [f"{' and '.join(absent)}: no {in_words(metric)} on these scans"]
+        else:
+            numbers, notes = _tested(resampled, a, b, values, counts, level)
+            row |= numbers
         if client == POOLED and "local" in (a[2], b[2]):
             notes.append("local mixes scores of different models, one per client, whose scales may differ")
         rows.append(row | {"note": "; ".join(notes) or None})
     return rows
+
+
+class _Resampled:
+    """What all cells of a client share: their means over seeds in the same resamples, and DeLong's covariance."""
+
+    def __init__(self, scores, labels, persons, metric, function, resamples, seed, method):
+        stacked = np.concatenate(list(scores.values()))  # (all seeds of all cells, N)
+        ends = np.cumsum([len(by_seed) for by_seed in scores.values()])
+        places = {cell: slice(end - len(scores[cell]), end) for cell, end in zip(scores, ends)}
+        self.weights = {cell: np.zeros(len(stacked)) for cell in scores}  # of a cell's mean over seeds
+        for cell, place in places.items():
+            self.weights[cell][place] = 1 / len(scores[cell])
+        subject, strata = subject_strata(labels, persons)
+        drawn = replicates({metric: function}, labels, stacked, subject, strata, resamples=resamples, seed=seed)
+        influence = jackknife({metric: function}, labels, stacked, subject, strata)[metric] if method == "bca" else None
+        with np.errstate(invalid="ignore"):  # calibration slopes may be infinite
+            self.means = {cell: drawn[metric][place].mean(axis=0) for cell, place in places.items()}
+            self.left_out = influence is not None and {
+                cell: [part[place].mean(axis=0) for part in influence] for cell, place in places.items()
+            }
+        self.delong = delong_covariance(labels, stacked, persons) if metric == "auc" else None
+
+
+def _tested(resampled: _Resampled, a, b, values, counts, level) -> tuple[dict, list[str]]:
+    """The difference of two cells with its interval and p-values, and what their reader must know."""
+    row = _difference(values[a], values[b])
+    with np.errstate(invalid="ignore"):
+        differences = resampled.means[a] - resampled.means[b]
+        parts = None
+        if resampled.left_out:
+            parts = [x - y for x, y in zip(resampled.left_out[a], resampled.left_out[b])]
+    row["low"], row["high"] = limits(differences, row["difference"], level, parts)
+    single = 1 in (counts["positives"], counts["negatives"])  # its class does not vary: no test
+    row["p_bootstrap"] = np.nan if single else bootstrap_p(differences, row["difference"])
+    if resampled.delong:
+        row["p_delong"] = _contrast(*resampled.delong, resampled.weights[a] - resampled.weights[b])[3]
+    notes = []
+    if np.isnan(row["low"]) or np.isnan(row["high"]):
+        notes.append("a limit is not finite")
+    elif np.ptp(differences) == 0:
+        alike = row["difference"] == 0
+        notes.append(f"all resamples {'without a difference' if alike else 'equal: they cannot show the uncertainty'}")
+    few = [
+        counted(counts[key], noun) for key, noun in (("positives", "case"), ("negatives", "control"))
+        if counts[key] < FEW
+    ]  # fmt: skip
+    if few:
+        rough = "no test, and limits that leave out that class" if single else "p-values and limits are rough"
+        notes.append(f"{' and '.join(few)} only: {rough}")
+    return row, notes
 
 
 def _mean(values):
