@@ -32,10 +32,10 @@ def test_momentum_by_hand():
 
 
 def test_adam_by_hand():
-    # D = 3 and 0; m = 1.5, .75; v = .25 * 1 + .75 * 9 = 7, then 1.75.
-    rule = FedAdam(learning_rate=0.1, beta1=0.5, beta2=0.25, tau=1.0)
-    first = 0.1 * 1.5 / (7**0.5 + 1)
-    assert one_weight(rule, [(3.0, 3.0), (0.0, 0.0)]) == pytest.approx([first, first + 0.1 * 0.75 / (1.75**0.5 + 1)])
+    # D = 3 and 0; m = 1.5, .75; v = .25 * 2^2 + .75 * 9 = 7.75, then 1.9375.
+    rule = FedAdam(learning_rate=0.1, beta1=0.5, beta2=0.25, tau=2.0)
+    first = 0.1 * 1.5 / (7.75**0.5 + 2)
+    assert one_weight(rule, [(3.0, 3.0), (0.0, 0.0)]) == pytest.approx([first, first + 0.1 * 0.75 / (1.9375**0.5 + 2)])
 
 
 def test_yogi_by_hand():
