@@ -197,6 +197,9 @@ def test_an_untrained_encoder_is_its_own_control(config_schema):
     assert kept(study, "linear", "control") == kept(study, "linear", "frozen")
 
 
+KRUM = {"grid": [{"heads": ["linear"], "aggregations": ["krum"]}]}
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -215,6 +218,8 @@ def test_an_untrained_encoder_is_its_own_control(config_schema):
             ["grid.0: resnet18 goes with tunings: [full] only"],
         ),
         (changed("grid", 0, "tunings", value=["frozen", "lorra"]), ["grid.0.tunings", "did you mean lora?"]),
+        (changed("grid", 0, "aggregations", value=["flexlora"]), ["grid.0", "no LoRA factors", "tuning lora"]),
+        (changed("aggregation", value={"krum": {"byzantine": 1}}) | KRUM, ["grid.0", "needs 5 clients, there are"]),
     ],
 )
 def test_mistakes_in_tunings_and_heads_are_named(config, words, config_schema):

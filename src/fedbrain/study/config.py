@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+import numpy as np
 import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
@@ -208,6 +209,7 @@ def _problems(config: Mapping) -> Iterator[str]:
                 if not (axis == "aggregation" and name in registry.REFERENCES):
                     yield from _unknown_name(f"grid.{index}.{key}", axis, kind_of(config, axis, name))
         yield from _wrong_tunings(config, index, block)
+        yield from _unfit_rules(config, index, block)
     for axis in ("head", "tuning"):
         for name in config["training"][AXES[axis]]:
             yield from _unknown_name(f"training.{AXES[axis]}.{name}", axis, kind_of(config, axis, name))
@@ -256,6 +258,28 @@ def _wrong_tunings(config: Mapping, index: int, block: Mapping) -> Iterator[str]
                 f"grid.{index}: {head} goes with tunings: [{wanted}] only, not with {', '.join(wrong)}; give it a block "
                 "of its own"
             )
+
+
+def _unfit_rules(config: Mapping, index: int, block: Mapping) -> Iterator[str]:
+    """Rules that ask for more clients than there are cohorts, or for adapters that a tuning does not have."""
+    adapters = {f"layer.lora_{factor}.default.weight": np.zeros((1, 1)) for factor in "AB"}
+    kinds = {kind_of(config, "tuning", name) for name in block["tunings"]}
+    for name in block["aggregations"]:
+        kind = kind_of(config, "aggregation", name)
+        if kind not in registry.names("aggregation"):
+            continue
+        try:
+            rule = registry.build("aggregation", name, options_of(config, "aggregation", name))
+        except (StudyError, TypeError):
+            continue  # told with the options
+        problems = set()
+        for tuning in kinds:
+            tensors = {"head": np.zeros(1)} | (adapters if tuning == "lora" else {})
+            try:
+                rule.init(tensors, list(config["cohorts"]))
+            except StudyError as error:
+                problems.add(f"grid.{index}: {error}")
+        yield from sorted(problems)
 
 
 def _unknown_name(place: str, kind: str, name: str) -> Iterator[str]:
