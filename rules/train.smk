@@ -11,6 +11,7 @@ rule train_cell:
     output:
         rounds=f"{RUN}/rounds.tsv",
         predictions=f"{RUN}/predictions.tsv",
+        validation=f"{RUN}/predictions_validation.tsv",
         model=f"{RUN}/model.safetensors",
         summary=f"{RUN}/summary.json",
     log:

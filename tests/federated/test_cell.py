@@ -17,7 +17,7 @@ from fedbrain.tables import PREDICTIONS, ROUNDS, read_table
 
 SHAPE = (384, 2, 2, 2)
 TRAINING = {"rounds": 3, "batch_size": 4, "learning_rate": 0.01}
-FILES = {"rounds.tsv", "predictions.tsv", "model.safetensors", "summary.json"}
+FILES = {"rounds.tsv", "predictions.tsv", "predictions_validation.tsv", "model.safetensors", "summary.json"}
 
 
 @pytest.fixture
@@ -70,6 +70,20 @@ def test_a_cell_writes_its_tables_model_and_summary(clients, tmp_path, aggregati
     logits = clients["B"].test.x.float().mean((2, 3, 4)).numpy() @ weight.T + bias
     scores = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
     np.testing.assert_allclose(predictions["score"][predictions["cohort"] == "B"].astype(float), scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["fedavg", "local"])
+def test_validation_scans_are_predicted_by_the_model_of_the_chosen_round(clients, tmp_path, aggregation):
+    summary = run(clients, tmp_path, aggregation)
+    predictions = read_table(tmp_path / "predictions_validation.tsv", PREDICTIONS)
+    expected = [(name, subject) for name in "AB" for subject in clients[name].validation.subjects]
+    assert list(zip(predictions["cohort"], predictions["subject"])) == expected
+    rounds = read_table(tmp_path / "rounds.tsv", ROUNDS)
+    for name, own in predictions.groupby("cohort"):
+        best = summary["best_round"].get(name, summary["best_round"].get("global"))
+        recorded = rounds.query("client == @name and round == @best")["validation_loss"].item()
+        of_label = np.where(own["label"] == 1, own["score"], 1 - own["score"]).astype(float)
+        assert -np.log(of_label).mean() == pytest.approx(recorded, rel=1e-5)
 
 
 @pytest.mark.parametrize("aggregation", ["fedce", "centralized", "local"])

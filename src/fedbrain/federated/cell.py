@@ -69,7 +69,8 @@ def train_cell(
     """Trains one cell and writes its results into ``folder``; returns the summary.
 
     Writes ``rounds.tsv`` (tables.ROUNDS), ``predictions.tsv`` (tables.PREDICTIONS: every test scan, its score by the model of
-    the best round), ``model.safetensors`` (what that model has trained; for ``local`` each client's, names prefixed
+    the best round), ``predictions_validation.tsv`` (the same of every validation scan, from which a threshold may be chosen),
+    ``model.safetensors`` (what that model has trained; for ``local`` each client's, names prefixed
     ``{client}/``) and ``summary.json``. Nothing of the test scans has any part in training or in the choice of the round.
 
     ``clients`` hold what the tuning starts from (``Tuning.cut``): embeddings, tokens or volumes. ``source`` is the encoder that
@@ -101,7 +102,6 @@ def train_cell(
     model = build_classifier(
         head, tuned, head_options=given["head"], source=source, seed=derive_seed(seed, "model", head)
     )
-    sharing = Sharing.of(model)
     frozen = {id(tensor): tensor for tensor in model.parameters() if not tensor.requires_grad}
 
     def build_model() -> nn.Module:
@@ -138,11 +138,12 @@ def train_cell(
     else:
         identity = digest([inputs, code, versions("torch"), [_identity(client) for client in clients.values()]])
         trained = _train_federated(
-            clients, _members(seen, device), build_model, sharing, rule, options, seed, device, folder, identity
+            clients, _members(seen, device), model, build_model, rule, options, seed, device, folder, identity
         )
 
     write_table(pd.DataFrame(trained.rows, columns=list(ROUNDS)).astype(ROUNDS), folder / "rounds.tsv")
-    write_table(predict(clients, trained.models, build_model, options, device), folder / "predictions.tsv")
+    for side, name in (("validation", "predictions_validation.tsv"), ("test", "predictions.tsv")):
+        write_table(predict(clients, trained.models, build_model, options, device, side=side), folder / name)
     _write_model(trained, folder / "model.safetensors", local=aggregation == "local")
     summary = inputs | {
         "best_round": dict(trained.best_round),
@@ -169,23 +170,27 @@ def predict(
     build_model: Callable[[], nn.Module],
     options: TrainingOptions,
     device: str,
+    *,
+    side: str = "test",
 ) -> pd.DataFrame:
-    """The table of predictions: every test scan of the clients that have a model, by cohort and scan id."""
+    """The table of predictions: every scan of one side of the clients that have a model, by cohort and scan id."""
     model = build_model().to(device)
     parts = []
     for name, client in sorted(clients.items()):
-        if name not in models or not len(client.test):
+        scans = getattr(client, side)
+        if name not in models or not len(scans):
             continue
         model.load_state_dict({key: torch.as_tensor(array) for key, array in models[name].items()}, strict=False)
-        scores = evaluate(model, client.test.to(device), options).scores
-        part = {"cohort": name, "subject": client.test.subjects, "session": client.test.sessions}
-        part |= {"label": client.test.y.cpu().numpy(), "score": scores}
+        scores = evaluate(model, scans.to(device), options).scores
+        part = {"cohort": name, "subject": scans.subjects, "session": scans.sessions}
+        part |= {"label": scans.y.cpu().numpy(), "score": scores}
         parts.append(pd.DataFrame(part))
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(PREDICTIONS))
     return table.astype(PREDICTIONS)
 
 
-def _train_federated(clients, members, build_model, sharing, rule, options, seed, device, folder, identity) -> Trained:
+def _train_federated(clients, members, model, build_model, rule, options, seed, device, folder, identity) -> Trained:
+    """The rounds over all members, from the tensors of ``model``, which stays as it is."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when flwr is first imported
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
     os.environ["FLWR_HOME"] = str(folder / "flwr")
@@ -194,7 +199,7 @@ def _train_federated(clients, members, build_model, sharing, rule, options, seed
     from fedbrain.federated.apps import build_client_app, build_server_app
     from fedbrain.federated.grid import InProcessGrid
 
-    tensors = build_model().state_dict()  # of the CPU
+    sharing, tensors = Sharing.of(model), model.state_dict()
     if sharing.select(tensors, "private"):
         # A client keeps its latest private tensors, not yet those of the round that turns out to be the best.
         raise NotImplementedError("predictions of a tuning with private tensors")
