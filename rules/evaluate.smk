@@ -1,5 +1,15 @@
 # What the cells are worth on the held-out test subjects, and the page that tells it.
 
+from fedbrain.evaluation.settings import reference_cell, rising_ages
+
+RUNS = [[cell.head, cell.tuning, cell.aggregation, seed] for cell, seeds in CELLS.items() for seed in seeds]
+RESAMPLING = {key: STUDY["evaluation"][key] for key in ("resamples", "level", "method")}
+# A wrong reference or age band is told now, not after the training.
+REFERENCE = reference_cell(
+    STUDY["evaluation"]["comparisons"]["reference"], [(cell.head, cell.tuning, cell.aggregation) for cell in CELLS]
+)
+AGE_EDGES = rising_ages(STUDY["evaluation"]["subgroups"]["age_edges"])
+
 
 rule evaluate_cells:
     input:
@@ -27,11 +37,150 @@ rule evaluate_cells:
     params:
         code=code("evaluate_cells.py"),
         cohorts=COHORTS,
-        evaluation=STUDY["evaluation"],
-        runs=[[cell.head, cell.tuning, cell.aggregation, seed] for cell, seeds in CELLS.items() for seed in seeds],
+        evaluation=RESAMPLING,
+        runs=RUNS,
         seed=STUDY["seed"],
     script:
         "../workflow_scripts/evaluate_cells.py"
+
+
+rule compare_cells:
+    input:
+        predictions=runs(f"{RUN}/predictions.tsv"),
+        splits="results/cohorts/splits.tsv",
+    output:
+        table=report(
+            "results/evaluation/comparisons.tsv",
+            caption="report/comparisons.rst",
+            category="Tables",
+            labels={"table": "differences between cells"},
+        ),
+        provenance="results/evaluation/comparisons.json",
+    log:
+        "results/logs/compare_cells.log",
+    benchmark:
+        "results/benchmarks/compare_cells.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("compare_cells"),
+        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(CELLS), attempt),
+        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(CELLS), attempt),
+    params:
+        code=code("compare_cells.py"),
+        cohorts=COHORTS,
+        evaluation=RESAMPLING,
+        reference=REFERENCE,
+        family=STUDY["evaluation"]["comparisons"]["family"],
+        runs=RUNS,
+        seed=STUDY["seed"],
+    script:
+        "../workflow_scripts/compare_cells.py"
+
+
+rule calibrate_cells:
+    input:
+        predictions=runs(f"{RUN}/predictions.tsv"),
+        splits="results/cohorts/splits.tsv",
+    output:
+        table=report(
+            "results/evaluation/calibration.tsv",
+            caption="report/calibration.rst",
+            category="Tables",
+            labels={"table": "calibration curves"},
+        ),
+        provenance="results/evaluation/calibration.json",
+    log:
+        "results/logs/calibrate_cells.log",
+    benchmark:
+        "results/benchmarks/calibrate_cells.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("calibrate_cells"),
+        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(CELLS), attempt),
+        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(CELLS), attempt),
+    params:
+        code=code("calibrate_cells.py"),
+        cohorts=COHORTS,
+        bins=STUDY["evaluation"]["calibration"]["bins"],
+        level=STUDY["evaluation"]["level"],
+        runs=RUNS,
+        seed=STUDY["seed"],
+    script:
+        "../workflow_scripts/calibrate_cells.py"
+
+
+rule evaluate_thresholds:
+    input:
+        predictions=runs(f"{RUN}/predictions.tsv"),
+        validation=runs(f"{RUN}/predictions_validation.tsv"),
+        splits="results/cohorts/splits.tsv",
+    output:
+        table=report(
+            "results/evaluation/thresholds.tsv",
+            caption="report/thresholds.rst",
+            category="Tables",
+            labels={"table": "performance at thresholds"},
+        ),
+        provenance="results/evaluation/thresholds.json",
+    log:
+        "results/logs/evaluate_thresholds.log",
+    benchmark:
+        "results/benchmarks/evaluate_thresholds.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("evaluate_thresholds"),
+        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(CELLS), attempt),
+        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(CELLS), attempt),
+    params:
+        code=code("evaluate_thresholds.py"),
+        cohorts=COHORTS,
+        evaluation=RESAMPLING,
+        runs=RUNS,
+        seed=STUDY["seed"],
+    script:
+        "../workflow_scripts/evaluate_thresholds.py"
+
+
+rule evaluate_subgroups:
+    input:
+        predictions=runs(f"{RUN}/predictions.tsv"),
+        scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
+        splits="results/cohorts/splits.tsv",
+    output:
+        table=report(
+            "results/evaluation/subgroups.tsv",
+            caption="report/subgroups.rst",
+            category="Tables",
+            labels={"table": "performance by sex, age and site"},
+        ),
+        provenance="results/evaluation/subgroups.json",
+    log:
+        "results/logs/evaluate_subgroups.log",
+    benchmark:
+        "results/benchmarks/evaluate_subgroups.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("evaluate_subgroups"),
+        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(CELLS), attempt),
+        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(CELLS), attempt),
+    params:
+        code=code("evaluate_subgroups.py"),
+        cohorts=COHORTS,
+        evaluation=RESAMPLING,
+        attributes=STUDY["evaluation"]["subgroups"]["attributes"],
+        age_edges=AGE_EDGES,
+        runs=RUNS,
+        seed=STUDY["seed"],
+    script:
+        "../workflow_scripts/evaluate_subgroups.py"
 
 
 rule tabulate_efficiency:
@@ -71,6 +220,10 @@ rule study_page:
         splits="results/cohorts/splits.tsv",
         performance="results/evaluation/performance.tsv",
         efficiency="results/evaluation/efficiency.tsv",
+        comparisons="results/evaluation/comparisons.tsv",
+        calibration="results/evaluation/calibration.tsv",
+        thresholds="results/evaluation/thresholds.tsv",
+        subgroups="results/evaluation/subgroups.tsv",
         summaries=runs(f"{RUN}/summary.json"),
     output:
         page="results/report/study.rst",

@@ -1,16 +1,14 @@
 """Measures every cell on the test subjects, with intervals, beside a classifier that knows the site alone."""
 
 from fedbrain.evaluation.performance import performance
+from fedbrain.evaluation.predictions import read_runs
 from fedbrain.logs import log_to
 from fedbrain.provenance import sha256_of, write_provenance
-from fedbrain.tables import PREDICTIONS, SPLITS, read_table, write_table
+from fedbrain.tables import SPLITS, read_table, write_table
 
 log_to(snakemake.log[0])
-predictions = {}
-for (head, tuning, aggregation, seed), path in zip(snakemake.params.runs, snakemake.input.predictions):
-    predictions.setdefault((head, tuning, aggregation), {})[seed] = read_table(path, PREDICTIONS)
 result = performance(
-    predictions,
+    read_runs(snakemake.params.runs, snakemake.input.predictions),
     clients=snakemake.params.cohorts,
     splits=read_table(snakemake.input.splits, SPLITS),
     seed=snakemake.params.seed,

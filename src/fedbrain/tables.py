@@ -79,6 +79,85 @@ PERFORMANCE = {
     "negatives": WHOLE,
     "note": TEXT,  # why a value is missing, in words
 }
+COMPARISONS = {  # results/evaluation/comparisons.tsv, one row per pair of cells and client
+    "cell_a": TEXT,  # head/tuning/aggregation
+    "cell_b": TEXT,
+    "client": TEXT,  # a cohort, or "pooled"
+    "metric": TEXT,
+    "value_a": REAL,  # mean over seeds
+    "value_b": REAL,
+    "difference": REAL,  # a - b
+    "low": REAL,  # interval over subjects, paired bootstrap
+    "high": REAL,
+    "seed_se": REAL,  # standard error of the difference that comes from training seeds; n/a with one seed
+    "p_delong": REAL,  # AUC only
+    "p_bootstrap": REAL,
+    "p_holm": REAL,  # p_delong where there is one, else p_bootstrap, corrected over the family
+    "seeds_a": WHOLE,
+    "seeds_b": WHOLE,
+    "subjects": WHOLE,
+    "positives": WHOLE,
+    "negatives": WHOLE,
+    "note": TEXT,
+}
+CALIBRATION = {  # results/evaluation/calibration.tsv, one row per bin of a curve
+    "head": TEXT,
+    "tuning": TEXT,
+    "aggregation": TEXT,
+    "client": TEXT,  # a cohort, or "pooled"
+    "seed": WHOLE,  # a curve is of one model: seeds are not mixed
+    "bin": WHOLE,  # from 1, lowest scores first
+    "score": REAL,  # mean of the bin
+    "share": REAL,  # of cases in the bin
+    "low": REAL,  # Wilson's interval of the share
+    "high": REAL,
+    "scans": WHOLE,
+    "subjects": WHOLE,
+    "cases": WHOLE,
+    "ece": REAL,  # of the whole curve
+    "ece_by_chance": REAL,  # mean error of a calibrated model with these scores
+    "ece_by_chance_95": REAL,  # and its 95th percentile
+    "note": TEXT,
+}
+SUBGROUPS = {  # results/evaluation/subgroups.tsv, one row per group and metric
+    "head": TEXT,
+    "tuning": TEXT,
+    "aggregation": TEXT,
+    "client": TEXT,  # a cohort, or "pooled"
+    "attribute": TEXT,  # sex, age or site
+    "group": TEXT,
+    "reference": TEXT,  # of a difference: the group it is against; else n/a
+    "metric": TEXT,
+    "value": REAL,  # mean over seeds
+    "low": REAL,
+    "high": REAL,
+    "seed_sd": REAL,
+    "seeds": WHOLE,
+    "scans": WHOLE,
+    "subjects": WHOLE,
+    "positives": WHOLE,
+    "negatives": WHOLE,
+    "note": TEXT,
+}
+THRESHOLDS = {  # results/evaluation/thresholds.tsv, one row per threshold and metric
+    "head": TEXT,
+    "tuning": TEXT,
+    "aggregation": TEXT,
+    "client": TEXT,  # a cohort, or "pooled"
+    "rule": TEXT,  # fixed or youden
+    "threshold": REAL,  # mean over seeds
+    "threshold_sd": REAL,  # over seeds; n/a with one seed
+    "metric": TEXT,
+    "value": REAL,  # mean over seeds
+    "low": REAL,
+    "high": REAL,
+    "seed_sd": REAL,
+    "seeds": WHOLE,
+    "subjects": WHOLE,
+    "positives": WHOLE,
+    "negatives": WHOLE,
+    "note": TEXT,
+}
 
 EFFICIENCY = {  # results/evaluation/efficiency.tsv, one row per cell
     "head": TEXT,
@@ -89,6 +168,7 @@ EFFICIENCY = {  # results/evaluation/efficiency.tsv, one row per cell
     "trained_share": REAL,  # of all parameters of encoder and head
     "bytes_down": REAL,  # per round and client, as sent
     "bytes_up": REAL,
+    "bytes_run": REAL,  # per client over the whole run, both ways; mean over seeds
     "full_bytes": REAL,  # of all parameters of encoder and head as float32, what one direction of full tuning would send
     "gmacs": REAL,  # 1e9 multiply-accumulates of a forward pass of one scan, from the volume on
     "gmacs_step": REAL,  # the same from what is kept of the scan on: the forward part of a training step

@@ -38,6 +38,7 @@ def test_a_row_is_what_one_computes_by_hand():
     (row,) = table.to_dict("records")
     assert (row["seeds"], row["trained"], row["trained_share"], row["full_bytes"]) == (2, 25, 0.25, 400)
     assert (row["bytes_down"], row["bytes_up"]) == (150, 100)
+    assert row["bytes_run"] == 100 + 200 + 2 * 100  # a client's two messages each way, the same in both seeds
     assert (row["gmacs"], row["gmacs_step"], row["gmacs_reference"]) == (52, 10, 184)
     assert row["peak_memory"] == 9
     assert row["seconds_round"] == pytest.approx((4 + 4 + 8 + 8) / 4)

@@ -3,12 +3,13 @@ import pandas as pd
 import pytest
 
 from fedbrain.errors import StudyError
-from fedbrain.evaluation.baseline import site_only
+from fedbrain.evaluation.baseline import CELL, site_only, with_baseline
 from fedbrain.evaluation.bootstrap import auc_interval, seed_mean_interval
 from fedbrain.evaluation.calibration import calibration_slope
 from fedbrain.evaluation.comparison import delong_interval, score_interval
 from fedbrain.evaluation.metrics import auc
 from fedbrain.evaluation.performance import ROWS, performance
+from fedbrain.evaluation.predictions import read_runs
 from fedbrain.tables import PERFORMANCE, PREDICTIONS, SPLITS, read_table, write_table
 
 CLIENTS = ["north", "south", "controls", "empty"]
@@ -249,3 +250,24 @@ def test_no_cells_give_an_empty_table_with_its_columns():
     empty = performance({}, clients=CLIENTS)
     assert list(empty.columns) == list(PERFORMANCE)
     assert empty.empty
+
+
+def test_the_baseline_stands_on_the_scans_of_the_cell_that_has_most():
+    every = predictions()
+    few = every[every["cohort"] != "south"]
+    both = with_baseline({("linear", "frozen", "local"): {0: few}, FEDAVG: {0: every}}, splits())
+    assert list(both)[-1] == CELL
+    assert len(both[CELL][0]) == len(every)
+    assert with_baseline({}, splits()) == {}
+
+
+def test_runs_are_read_by_cell_and_seed(tmp_path):
+    paths = [tmp_path / f"{seed}.tsv" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        write_table(predictions(seed), path)
+    read = read_runs([[*FEDAVG, 0], [*FEDAVG, 4], ["conv_s", "frozen", "local", 0]], paths)
+    assert {cell: list(by_seed) for cell, by_seed in read.items()} == {
+        FEDAVG: [0, 4],
+        ("conv_s", "frozen", "local"): [0],
+    }
+    pd.testing.assert_frame_equal(read[FEDAVG][4], read_table(paths[1], PREDICTIONS))

@@ -81,7 +81,7 @@ def test_validation_scans_are_predicted_by_the_model_of_the_chosen_round(clients
     rounds = read_table(tmp_path / "rounds.tsv", ROUNDS)
     for name, own in predictions.groupby("cohort"):
         best = summary["best_round"].get(name, summary["best_round"].get("global"))
-        recorded = rounds.query("client == @name and round == @best")["validation_loss"].item()
+        recorded = rounds[(rounds["client"] == name) & (rounds["round"] == best)]["validation_loss"].item()
         of_label = np.where(own["label"] == 1, own["score"], 1 - own["score"]).astype(float)
         assert -np.log(of_label).mean() == pytest.approx(recorded, rel=1e-5)
 

@@ -1,5 +1,7 @@
 """A classifier that knows the site only: what a pooled AUC owes to cohorts that differ in their share of cases."""
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from fedbrain.tables import PREDICTIONS
@@ -27,3 +29,12 @@ def site_only(splits: pd.DataFrame, scans: pd.DataFrame | None = None) -> pd.Dat
     if len(training):
         score = score.fillna(float(training["label"].mean()))
     return result.assign(score=score).astype(PREDICTIONS)
+
+
+def with_baseline(predictions: Mapping, splits: pd.DataFrame) -> dict:
+    """The predictions by cell and seed and, last, those of the baseline as a further cell of seed 0.
+
+    It is scored on the test scans of the cell that has most of them: ``local`` has none of a client without training scans.
+    """
+    most = max((frame for by_seed in predictions.values() for frame in by_seed.values()), key=len, default=None)
+    return dict(predictions) | ({} if most is None else {CELL: {0: site_only(splits, most)}})

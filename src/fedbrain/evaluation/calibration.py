@@ -25,27 +25,7 @@ from scipy.special import expit, logit, ndtri
 
 from fedbrain.evaluation.metrics import Metric, are_probabilities, counted, reason_undefined, weighted
 from fedbrain.evaluation.predictions import POOLED, Cell, aligned, of_client, refuse_pooled_cohort, with_persons
-from fedbrain.tables import REAL, TEXT, WHOLE
-
-CALIBRATION = {  # columns of the table of calibration curves
-    "head": TEXT,
-    "tuning": TEXT,
-    "aggregation": TEXT,
-    "client": TEXT,  # a cohort, or "pooled"
-    "seed": WHOLE,  # a curve is of one model: seeds are not mixed
-    "bin": WHOLE,  # from 1, lowest scores first
-    "score": REAL,  # mean of the bin
-    "share": REAL,  # of cases in the bin
-    "low": REAL,  # Wilson's interval of the share
-    "high": REAL,
-    "scans": WHOLE,
-    "subjects": WHOLE,
-    "cases": WHOLE,
-    "ece": REAL,  # of the whole curve
-    "ece_by_chance": REAL,  # mean error of a calibrated model with these scores
-    "ece_by_chance_95": REAL,  # and its 95th percentile
-    "note": TEXT,
-}
+from fedbrain.tables import CALIBRATION
 
 CLIP = 1e-6  # scores are taken as at least this far from 0 and 1, where a logit is infinite (ours)
 BINS = 10  # of the calibration error and curve (ours; Guo et al., ICML 2017, use 15 on thousands of images)

@@ -37,29 +37,8 @@ from fedbrain.evaluation.predictions import (
     refuse_pooled_cohort,
     with_persons,
 )
-from fedbrain.tables import REAL, TEXT, WHOLE
+from fedbrain.tables import COMPARISONS, REAL
 
-COMPARISONS = {  # columns of the table of comparisons
-    "cell_a": TEXT,  # head/tuning/aggregation
-    "cell_b": TEXT,
-    "client": TEXT,  # a cohort, or "pooled"
-    "metric": TEXT,
-    "value_a": REAL,  # mean over seeds
-    "value_b": REAL,
-    "difference": REAL,  # a - b
-    "low": REAL,  # interval over subjects, paired bootstrap
-    "high": REAL,
-    "seed_se": REAL,  # standard error of the difference that comes from training seeds; n/a with one seed
-    "p_delong": REAL,  # AUC only
-    "p_bootstrap": REAL,
-    "p_holm": REAL,  # p_delong where there is one, else p_bootstrap, corrected over the family
-    "seeds_a": WHOLE,
-    "seeds_b": WHOLE,
-    "subjects": WHOLE,
-    "positives": WHOLE,
-    "negatives": WHOLE,
-    "note": TEXT,
-}
 FEW = 10  # subjects of a class below which a test that leans on large samples is marked (ours)
 FAMILIES = ("table", "client")
 
@@ -359,20 +338,29 @@ def _pairs(cells, reference, pairs):
 
 
 def _on_the_same_scans(predictions, clients, cells):
-    """The scans that all cells share, and each cell's scores (seeds, N)."""
-    scans, scores, first = None, {}, None
-    for cell in predictions:
-        if cell not in cells:
-            continue
-        own, scores[cell] = aligned(cell, predictions[cell], clients)
-        if scans is None:
-            scans, first = own, cell
-        elif not own.astype(str).equals(scans.astype(str)):
-            raise StudyError(
-                f"{cell_name(cell)} was tested on other scans than {cell_name(first)}: a comparison needs the same "
-                "ones; train both on the same splits"
-            )
-    return scans, scores
+    """The scans that all cells share, and each cell's scores (seeds, N).
+
+    A cell may lack all scans of a client (``local`` of a client without training scans): its scores there are NaN.
+    """
+    own = {cell: aligned(cell, predictions[cell], clients) for cell in predictions if cell in cells}
+    parts = {}  # by client: its scans, and the cell that they are from
+    for cell, (scans, _) in own.items():
+        for client, part in scans.groupby("cohort"):
+            part = part.reset_index(drop=True)
+            known, first = parts.setdefault(client, (part, cell))
+            if not part.astype(str).equals(known.astype(str)):
+                raise StudyError(
+                    f"{cell_name(cell)} was tested on other scans than {cell_name(first)}: a comparison needs the same "
+                    "ones; train both on the same splits"
+                )
+    if not parts:
+        return next(iter(own.values()), (None,))[0], {cell: scores for cell, (_, scores) in own.items()}
+    everything = pd.concat([parts[client][0] for client in sorted(parts)], ignore_index=True)
+    scores = {}
+    for cell, (scans, of_seeds) in own.items():
+        scores[cell] = np.full((len(of_seeds), len(everything)), np.nan)
+        scores[cell][:, everything["cohort"].isin(set(scans["cohort"])).to_numpy(bool)] = of_seeds
+    return everything, scores
 
 
 def _client_rows(client, scans, scores, pairs, *, metric, resamples, level, seed, method):

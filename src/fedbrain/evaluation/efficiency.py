@@ -42,6 +42,8 @@ def _row(cell, runs: Sequence[tuple[Mapping, pd.DataFrame]]) -> dict:
         "trained_share": parameters["trained"] / parameters["full"] if parameters["full"] else 0.0,
         "bytes_down": float(rounds["bytes_down"].sum()) / messages,
         "bytes_up": float(rounds["bytes_up"].sum()) / messages,
+        "bytes_run": float((rounds["bytes_down"] + rounds["bytes_up"]).sum())
+        / len(rounds[["run", "client"]].drop_duplicates()),
         "full_bytes": 4.0 * parameters["full"],
         "gmacs": operations["volume"] / MACS_PER_G,
         "gmacs_step": operations["cut"] / MACS_PER_G,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from fedbrain.evaluation.baseline import CELL, site_only
+from fedbrain.evaluation.baseline import CELL, with_baseline
 from fedbrain.evaluation.bootstrap import Interval, intervals
 from fedbrain.evaluation.calibration import CALIBRATION_METRICS, reason_uncalibrated
 from fedbrain.evaluation.comparison import analytic_interval
@@ -44,8 +44,8 @@ def performance(
     predictions: for each cell (head, tuning, aggregation) and training seed a table PREDICTIONS of the test scans.
     clients: the cohorts in the order of the config; each gets its rows, also where there is nothing to compute.
     splits: table SPLITS; where given, subjects that are one person (one id or one image in two cohorts) are one unit of
-    the bootstrap, and the site-only baseline (:mod:`fedbrain.evaluation.baseline`) is added as a cell, scored on the test
-    scans of the first cell. Without it every subject of every cohort is a unit of its own.
+    the bootstrap, and the site-only baseline (:mod:`fedbrain.evaluation.baseline`) is added as a
+    cell. Without it every subject of every cohort is a unit of its own.
 
     Returns a table PERFORMANCE with the metrics of :data:`ROWS`: those of :mod:`fedbrain.evaluation.metrics` and
     :mod:`fedbrain.evaluation.calibration`, and the AUC once more with the interval of
@@ -58,10 +58,7 @@ def performance(
     cohort is not among the clients.
     """
     refuse_pooled_cohort(clients)
-    cells = dict(predictions)
-    if splits is not None and cells:
-        first = next(iter(next(iter(cells.values())).values()))
-        cells[CELL] = {0: site_only(splits, first)}
+    cells = dict(predictions) if splits is None else with_baseline(predictions, splits)
     rows = []
     for cell, by_seed in cells.items():
         scans, scores = aligned(cell, by_seed, clients)  # scores (seeds, N)

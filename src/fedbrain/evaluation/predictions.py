@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fedbrain.errors import StudyError
+from fedbrain.tables import PREDICTIONS, read_table
 
 POOLED = "pooled"
 Cell = tuple[str, str, str]  # head, tuning, aggregation
@@ -16,6 +17,14 @@ _KEYS = ["cohort", "subject", "session"]
 def cell_name(cell: Cell) -> str:
     """``head/tuning/aggregation``."""
     return "/".join(cell)
+
+
+def read_runs(runs: Sequence[Sequence], paths: Sequence) -> dict[Cell, dict[int, pd.DataFrame]]:
+    """Tables PREDICTIONS by cell and seed. runs: head, tuning, aggregation and seed of each path."""
+    result: dict[Cell, dict[int, pd.DataFrame]] = {}
+    for (head, tuning, aggregation, seed), path in zip(runs, paths):
+        result.setdefault((head, tuning, aggregation), {})[seed] = read_table(path, PREDICTIONS)
+    return result
 
 
 def aligned(cell: Cell, by_seed: Mapping[int, pd.DataFrame], clients: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:

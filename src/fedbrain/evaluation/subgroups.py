@@ -22,28 +22,8 @@ from fedbrain.evaluation.bootstrap import Interval, intervals
 from fedbrain.evaluation.calibration import CALIBRATION_METRICS
 from fedbrain.evaluation.metrics import METRICS, Metric, counted, reason_undefined, sensitivity, specificity
 from fedbrain.evaluation.predictions import POOLED, Cell, aligned, of_client, refuse_pooled_cohort, with_persons
-from fedbrain.tables import REAL, TEXT, WHOLE
+from fedbrain.tables import SUBGROUPS
 
-SUBGROUPS = {  # columns of the table of subgroups
-    "head": TEXT,
-    "tuning": TEXT,
-    "aggregation": TEXT,
-    "client": TEXT,  # a cohort, or "pooled"
-    "attribute": TEXT,  # sex, age or site
-    "group": TEXT,
-    "reference": TEXT,  # of a difference: the group it is against; else n/a
-    "metric": TEXT,
-    "value": REAL,  # mean over seeds
-    "low": REAL,
-    "high": REAL,
-    "seed_sd": REAL,
-    "seeds": WHOLE,
-    "scans": WHOLE,
-    "subjects": WHOLE,
-    "positives": WHOLE,
-    "negatives": WHOLE,
-    "note": TEXT,
-}
 ATTRIBUTES = ("sex", "age", "site")
 AGE_EDGES = (65, 75)  # years, the lower ends of all bands but the first (ours)
 SHOWN = ("auc", "sensitivity", "specificity", "brier")

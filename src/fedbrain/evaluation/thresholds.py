@@ -30,28 +30,9 @@ from fedbrain.evaluation.predictions import (
     refuse_pooled_cohort,
     with_persons,
 )
-from fedbrain.tables import REAL, TEXT, WHOLE
+from fedbrain.tables import THRESHOLDS
 
 RULES = ("fixed", "youden")
-THRESHOLDS = {  # columns of the table of performance at thresholds
-    "head": TEXT,
-    "tuning": TEXT,
-    "aggregation": TEXT,
-    "client": TEXT,  # a cohort, or "pooled"
-    "rule": TEXT,  # fixed or youden
-    "threshold": REAL,  # mean over seeds
-    "threshold_sd": REAL,  # over seeds; n/a with one seed
-    "metric": TEXT,
-    "value": REAL,  # mean over seeds
-    "low": REAL,
-    "high": REAL,
-    "seed_sd": REAL,
-    "seeds": WHOLE,
-    "subjects": WHOLE,
-    "positives": WHOLE,
-    "negatives": WHOLE,
-    "note": TEXT,
-}
 
 
 class Threshold(NamedTuple):
