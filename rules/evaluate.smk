@@ -257,6 +257,7 @@ rule study_page:
             )
         },
         phantoms=[cohort for cohort in COHORTS if "phantom" in STUDY["cohorts"][cohort]],
+        drawn=study.drawn_aggregation(STUDY),
         datasets={cohort: STUDY["cohorts"][cohort].get("dataset", cohort) for cohort in COHORTS},
         cohorts=COHORTS,
         shards={cohort: list(INDEX[cohort]["shards"]) for cohort in COHORTS},

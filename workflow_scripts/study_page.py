@@ -6,11 +6,15 @@ from pathlib import Path
 from fedbrain.logs import log_to
 from fedbrain.report.study_page import study_page
 from fedbrain.tables import (
+    CALIBRATION,
+    COMPARISONS,
     EFFICIENCY,
     EXCLUDED,
     PERFORMANCE,
     SCANS,
     SPLITS,
+    SUBGROUPS,
+    THRESHOLDS,
     VOLUMES,
     concatenate,
     read_table,
@@ -32,6 +36,11 @@ page = study_page(
     splits=read_table(snakemake.input.splits, SPLITS),
     performance=read_table(snakemake.input.performance, PERFORMANCE),
     efficiency=read_table(snakemake.input.efficiency, EFFICIENCY),
+    comparisons=read_table(snakemake.input.comparisons, COMPARISONS),
+    calibration=read_table(snakemake.input.calibration, CALIBRATION),
+    thresholds=read_table(snakemake.input.thresholds, THRESHOLDS),
+    subgroups=read_table(snakemake.input.subgroups, SUBGROUPS),
+    drawn=snakemake.params.drawn,
     cells=snakemake.params.cells,
     summaries=[json.loads(Path(path).read_text(encoding="utf-8")) for path in snakemake.input.summaries],
 )

@@ -1,5 +1,7 @@
 """The first page says what the tables say, in words that cannot be misread."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,15 @@ from docutils.core import publish_parts
 from jinja2 import Template
 
 from fedbrain.report.study_page import study_page
-from fedbrain.tables import EFFICIENCY, EXCLUDED, PERFORMANCE
+from fedbrain.tables import (
+    CALIBRATION,
+    COMPARISONS,
+    EFFICIENCY,
+    EXCLUDED,
+    PERFORMANCE,
+    SUBGROUPS,
+    THRESHOLDS,
+)
 
 STUDY = {
     "title": "A study",
@@ -16,7 +26,12 @@ STUDY = {
     "splits": {"validation": 0.2, "test": 0.3, "link_ids": True},
     "preprocessing": {"extractor": "deepbet", "intensity": "encoder"},
     "encoder": {"name": "sam_med3d", "weights": "random", "batch_size": 1},
-    "evaluation": {"resamples": 1000, "level": 0.95, "method": "percentile"},
+    "evaluation": {
+        "resamples": 1000,
+        "level": 0.95,
+        "method": "percentile",
+        "comparisons": {"reference": None, "family": "table"},
+    },
     "training": {"rounds": 5, "heads": {"linear": {"rounds": 9}}, "tunings": {}},
     "head": {},
     "tuning": {"lora": {"rank": 4}},
@@ -43,8 +58,80 @@ def summary(aggregation="fedavg", weights="random (seed 3)", warnings=()):
     }
 
 
+FEDAVG, LOCAL = "linear/frozen/fedavg", "linear/frozen/local"
+
+
+def a_table(columns, rows):
+    return pd.DataFrame(rows).reindex(columns=list(columns)).astype(columns)
+
+
+def comparison(a, b, client, difference, p, holm, note=None):
+    row = {"cell_a": a, "cell_b": b, "client": client, "difference": difference, "low": difference - 0.1}
+    row |= {"high": difference + 0.1, "seed_se": 0.021, "p_delong": p, "p_bootstrap": 0.5, "p_holm": holm, "note": note}
+    return row | {"metric": "auc", "subjects": 9, "positives": 4, "negatives": 5}
+
+
+def of_cell(aggregation, **values):
+    return {"head": "linear", "tuning": "frozen", "aggregation": aggregation, "client": "pooled"} | values
+
+
+def threshold_row(rule, metric, value, note=None, client="pooled"):
+    numbers = {"value": value, "low": value - 0.1, "high": value + 0.1}
+    chosen = {"threshold": 0.37 if rule == "youden" else 0.5, "threshold_sd": 0.04 if rule == "youden" else None}
+    return of_cell("fedavg", client=client, rule=rule, metric=metric, note=note) | numbers | chosen
+
+
+def subgroup_row(group, metric, value, cases, reference=None, aggregation="fedavg"):
+    few = f"only {cases} cases in {group}: a description, no evidence" if cases < 10 else None
+    row = of_cell(aggregation, attribute="sex", group=group, reference=reference, metric=metric, value=value)
+    return row | {"low": value - 0.2, "high": value + 0.2, "positives": cases, "negatives": 30, "note": few}
+
+
 @pytest.fixture
-def arguments():
+def evaluated():
+    rough = "4 cases only: p-values and limits are rough"
+    return {
+        "comparisons": a_table(
+            COMPARISONS,
+            [
+                comparison(FEDAVG, LOCAL, "pooled", 0.11, 0.0004, 0.0012, rough),
+                comparison(FEDAVG, "site_only/none/none", "pooled", 0.13, 0.034, 0.068),
+                comparison(FEDAVG, LOCAL, "a", -0.05, 0.6, 0.6),
+            ],
+        ),
+        "calibration": a_table(
+            CALIBRATION,
+            [
+                of_cell("fedavg", seed=seed, bin=number, ece=ece, ece_by_chance_95=0.2)
+                for seed, ece in enumerate((0.1, 0.3))
+                for number in (1, 2)
+            ],
+        ),
+        "thresholds": a_table(
+            THRESHOLDS,
+            [
+                threshold_row("fixed", "sensitivity", 0.41),
+                threshold_row("youden", "sensitivity", 0.72),
+                threshold_row("youden", "specificity", 0.63),
+                threshold_row("youden", "sensitivity", 0.52, "no case among the validation scans: 0.5 stands", "a"),
+            ],
+        ),
+        "subgroups": a_table(
+            SUBGROUPS,
+            [
+                subgroup_row("F", "auc", 0.81, 30),
+                subgroup_row("M", "auc", 0.62, 4),
+                subgroup_row("M", "tpr_difference", -0.21, 4, reference="F"),
+                subgroup_row("M", "fpr_difference", 0.13, 4, reference="F"),
+                subgroup_row("M", "auc", 0.55, 4, aggregation="local"),
+            ],
+        ),
+        "drawn": "fedavg",
+    }
+
+
+@pytest.fixture
+def arguments(evaluated):
     scans = pd.DataFrame(
         {"scan": ["1", "2", "3"], "subject": ["s1", "s2", "s3"], "age": [60.0, 70.0, 80.0], "sex": ["F", "M", "F"]}
     )
@@ -69,6 +156,7 @@ def arguments():
         "trained_share": 770 / 92_925_698,
         "bytes_down": 3080.0,
         "bytes_up": 3080.0,
+        "bytes_run": 30800.0,
         "full_bytes": 4 * 92_925_698.0,
         "gmacs": 52.4,
         "gmacs_step": 0.00005,
@@ -80,7 +168,7 @@ def arguments():
         "device": "cpu",
     }
     cells = [{"head": "linear", "tuning": "frozen", "aggregation": name} | costs for name in ("fedavg", "local")]
-    return {
+    return evaluated | {
         "phantoms": [],
         "datasets": {"a": "ADNI2", "b": "Charité"},
         "efficiency": pd.DataFrame(cells)[list(EFFICIENCY)].astype(EFFICIENCY),
@@ -157,3 +245,86 @@ def test_text_of_users_is_text(arguments):
 def test_a_study_without_any_auc_still_has_a_page(arguments):
     arguments["performance"]["value"] = np.nan
     assert "No federated cell has a pooled AUC" in rendered(study_page(STUDY, **arguments))
+
+
+def section(html, title):
+    return html[html.index(f"<h1>{title}</h1>") :].split("<h1>")[1]
+
+
+def cells_of(html):
+    return re.findall(r"<td[^>]*>([^<]*)</td>", html)
+
+
+def test_comparisons_give_the_difference_with_its_interval_first_and_p_after(arguments):
+    html = section(rendered(study_page(STUDY, **arguments)), "Comparisons")
+    assert "Every pair of cells is compared" in html
+    assert "1 of 3 stay below 0.05" in html
+    assert "1 tests, 1 of the 1 among them, have fewer than ten cases or controls" in html
+    cells = cells_of(html)
+    assert cells[:6] == ["linear / frozen / fedavg", "site only", "pooled", "+0.13 [+0.03, +0.23]", "0.034", "0.068"]
+    assert cells[12:16] == ["+0.11 [+0.01, +0.21]", "&lt; 0.001", "0.001", "0.021"]
+    named = dict(STUDY["evaluation"], comparisons={"reference": ["linear", "frozen", "local"], "family": "client"})
+    html = section(rendered(study_page(STUDY | {"evaluation": named}, **arguments)), "Comparisons")
+    assert "Every cell is compared with <strong>linear / frozen / local</strong>" in html
+    assert "those of one client" in html
+
+
+def test_a_long_table_is_opened_by_the_reader_and_a_very_long_one_points_to_the_file(arguments):
+    arguments["comparisons"] = a_table(
+        COMPARISONS, [comparison(f"h/t/{n}", LOCAL, "a", 0.0, 0.5, 1.0) for n in range(250)]
+    )
+    html = section(rendered(study_page(STUDY, **arguments)), "Comparisons")
+    assert "<summary" in html
+    assert html.count("<tr>") == 1 + 200
+    assert "The first 200 of 250 rows; all are in results/evaluation/comparisons.tsv" in html
+
+
+def test_calibration_and_thresholds_by_hand(arguments):
+    for metric, value in (("calibration_slope", 0.44), ("calibration_intercept", -0.15), ("brier", 0.19)):
+        row = performance_row("linear", "fedavg", "pooled", value, value - 0.1, value + 0.1, metric=metric)
+        arguments["performance"] = pd.concat([arguments["performance"], pd.DataFrame([row])], ignore_index=True)
+    cells = cells_of(section(rendered(study_page(STUDY, **arguments)), "Calibration and thresholds"))
+    place = cells.index("fedavg")  # first in this table
+    assert cells[place + 1 : place + 3] == ["0.44 [0.34, 0.54]", "-0.15 [-0.25, -0.05]"]
+    assert cells[place + 3 : place + 5] == ["0.20 (0.20)", "0.19 [0.09, 0.29]"]  # mean over seeds, and by chance
+    chosen = cells.index("pooled")
+    assert cells[chosen + 1 : chosen + 5] == ["0.41 [0.31, 0.51]", "–", "0.37 (SD 0.04)", "0.72 [0.62, 0.82]"]
+    html = rendered(study_page(STUDY, **arguments))
+    assert "a: no case among the validation scans: 0.5 stands, for 1 cell" in html
+
+
+def test_small_groups_are_warned_of_and_only_the_drawn_cells_are_shown(arguments):
+    html = section(rendered(study_page(STUDY, **arguments)), "Subgroups")
+    assert "1 of the 2 groups have fewer than ten cases" in html
+    cells = cells_of(html)
+    assert cells[:5] == ["sex", "F", "30", "30", "0.81 [0.61, 1.01]"]
+    assert cells[7:10] == ["reference", "reference", ""]
+    assert cells[10:15] == ["sex", "M", "4", "30", "0.62 [0.42, 0.82]"]
+    assert cells[17:20] == ["-0.21 [-0.41, -0.01]", "+0.13 [-0.07, +0.33]", "too few"]
+    assert "0.55" not in html
+    arguments["subgroups"] = arguments["subgroups"].iloc[:0]
+    assert "asks for no subgroups" in rendered(study_page(STUDY, **arguments))
+
+
+def test_few_subjects_take_delongs_interval_and_the_page_says_whose(arguments):
+    rows = [performance_row("linear", "fedavg", "pooled", 0.71, 0.31, 0.93, metric="auc_delong")]
+    arguments["performance"] = pd.concat([arguments["performance"], pd.DataFrame(rows)], ignore_index=True)
+    html = rendered(study_page(STUDY, **arguments))
+    assert "0.71 [0.31, 0.93]" in html
+    assert "0.71 [0.52, 0.88]" not in html
+    assert "AUCs of pooled have DeLong" in html
+    arguments["performance"][["positives", "negatives"]] = 40
+    html = rendered(study_page(STUDY, **arguments))
+    assert "0.71 [0.52, 0.88]" in html
+    assert "DeLong's interval instead" not in html
+
+
+def test_a_study_of_one_cell_has_nothing_to_compare(arguments):
+    arguments["comparisons"] = arguments["comparisons"].iloc[:0]
+    assert "nothing to compare it with" in rendered(study_page(STUDY, **arguments))
+
+
+def test_a_limit_that_is_not_finite_is_a_dash_beside_the_other(arguments):
+    row = performance_row("linear", "fedavg", "pooled", 2.5, 0.31, metric="calibration_slope")
+    arguments["performance"] = pd.concat([arguments["performance"], pd.DataFrame([row])], ignore_index=True)
+    assert "2.50 [0.31, –]" in rendered(study_page(STUDY, **arguments))

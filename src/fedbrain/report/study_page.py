@@ -10,11 +10,15 @@ from html import escape
 
 import pandas as pd
 
+from fedbrain.evaluation.reported import DELONG, FEW, reported_auc
 from fedbrain.models.cards import CARDS, overlap
 from fedbrain.registry import REFERENCES
 
 NONE = "–"
 SITE_ONLY = ("site_only", "none", "none")  # the baseline among the cells
+ALPHA = 0.05  # what a p-value after Holm's correction is counted against (ours)
+ROOM = 12  # rows of a table that the page shows at once; longer ones are opened by the reader
+MOST = 200  # rows of an opened table; the rest is in the file
 
 
 def study_page(
@@ -28,6 +32,11 @@ def study_page(
     splits: pd.DataFrame,
     performance: pd.DataFrame,
     efficiency: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    calibration: pd.DataFrame,
+    thresholds: pd.DataFrame,
+    subgroups: pd.DataFrame,
+    drawn: str,
     cells: Sequence[Sequence],
     summaries: Sequence[Mapping],
 ) -> str:
@@ -41,7 +50,8 @@ def study_page(
         scans, excluded, volumes: per cohort (tables.SCANS, EXCLUDED, VOLUMES), in the order of the config.
         splits: tables.SPLITS.
         performance: tables.PERFORMANCE.
-        efficiency: tables.EFFICIENCY.
+        efficiency, comparisons, calibration, thresholds, subgroups: tables.EFFICIENCY and so on.
+        drawn: the aggregation that figures of one aggregation show.
         cells: head, tuning, aggregation and seeds of each cell.
         summaries: what each run wrote about itself, one per cell and seed.
     """
@@ -59,11 +69,28 @@ def study_page(
         _main_result(study, performance),
         _html(_result_table(performance)),
         f"Mean over seeds, with {level} intervals from {study['evaluation']['resamples']:,} bootstrap resamples of test "
-        "subjects (all scans of a subject together, stratified by label). The intervals say nothing about other "
+        f"subjects (all scans of a subject together, stratified by label). {_interval_words(performance, list(scans))} "
+        "The intervals say nothing about other "
         "cohorts, and with few test subjects they are wide. *Pooled* ranks the test subjects of all clients together; "
         "for *local* it mixes the scores of different models. *SD over seeds* is the spread of the pooled AUC over runs.",
         "AUC by client:",
         _html(_client_table(performance, list(scans))),
+        _heading("Comparisons", "-"),
+        _comparison_words(study, comparisons),
+        _html(_comparison_tables(study, comparisons)),
+        _heading("Calibration and thresholds", "-"),
+        "A *slope* of 1 and an *intercept* of 0 are right: below 1 the scores are too extreme, below 0 too high on the whole. "
+        "*Calibration error*: mean distance of score and share of cases over bins of equal mass; in brackets what "
+        "perfectly calibrated scores would stay under 19 times out of 20 by chance. All test subjects together, "
+        f"mean over seeds, {level} intervals.",
+        _html(_calibration_table(performance, calibration)),
+        "A scan is called a case from a score of 0.5 on, or from the threshold with the largest sensitivity + specificity - 1 "
+        "on the *validation* subjects, chosen for each seed. The test subjects have no part in the choice; the intervals "
+        "take the threshold as given.",
+        _html(_threshold_tables(thresholds)),
+        _heading("Subgroups", "-"),
+        _subgroup_words(study, subgroups, drawn),
+        _html(_subgroup_tables(study, subgroups, drawn)),
         _heading("Cost", "-"),
         _html(_cost_table(efficiency, summaries)),
         _cost_words(efficiency),
@@ -194,13 +221,38 @@ def _cohort_table(study, scans, excluded, volumes, splits) -> str:
 def _interval(row: Mapping | None) -> str:
     if row is None or pd.isna(row["value"]):
         return NONE
-    low, high = row["low"], row["high"]
-    return f"{row['value']:.2f}" + ("" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]")
+    return f"{row['value']:.2f}" + _limits(row, ".2f")
+
+
+def _limits(row: Mapping, digits: str) -> str:
+    """An interval in brackets, a dash for a limit that is missing, since it is not finite; empty without an interval."""
+    limits = [NONE if pd.isna(row[name]) else format(row[name], digits) for name in ("low", "high")]
+    return "" if limits == [NONE, NONE] else f" [{', '.join(limits)}]"
 
 
 def _rows_of(performance: pd.DataFrame, metric: str) -> dict:
-    table = performance[performance["metric"] == metric]
+    return _by_cell(performance[performance["metric"] == metric])
+
+
+def _aucs_of(performance: pd.DataFrame) -> dict:
+    return _by_cell(reported_auc(performance))
+
+
+def _by_cell(table: pd.DataFrame) -> dict:
     return {(r["head"], r["tuning"], r["aggregation"], r["client"]): r for r in table.to_dict("records")}
+
+
+def _interval_words(performance: pd.DataFrame, cohorts: Sequence[str]) -> str:
+    """Whose AUCs have another interval than the bootstrap's."""
+    rows = reported_auc(performance)
+    few = set(rows.loc[(rows["interval"] == DELONG) & rows["low"].notna(), "client"])
+    names = [name for name in (*cohorts, "pooled") if name in few]
+    if not names:
+        return ""
+    return (
+        f"AUCs of {', '.join(names)} have DeLong's interval instead (logit scale, Student's t; Newcombe's where the "
+        f"classes are separated completely), since with fewer than {FEW} test subjects of a class the bootstrap's is too narrow."
+    )
 
 
 def _cells_of(performance: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -208,7 +260,7 @@ def _cells_of(performance: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 
 def _main_result(study: Mapping, performance: pd.DataFrame) -> str:
-    aucs = _rows_of(performance, "auc")
+    aucs = _aucs_of(performance)
     pooled = {cell: aucs.get((*cell, "pooled")) for cell in _cells_of(performance)}
     known = {cell: row for cell, row in pooled.items() if row is not None and not pd.isna(row["value"])}
     site = known.pop(SITE_ONLY, None)
@@ -242,7 +294,7 @@ def _main_result(study: Mapping, performance: pd.DataFrame) -> str:
 
 
 def _result_table(performance: pd.DataFrame) -> str:
-    aucs, balanced = _rows_of(performance, "auc"), _rows_of(performance, "balanced_accuracy")
+    aucs, balanced = _aucs_of(performance), _rows_of(performance, "balanced_accuracy")
     header = ["head", "tuning", "aggregation", "seeds", "pooled AUC", "SD over seeds", "pooled balanced accuracy"]
     rows = []
     for cell in _cells_of(performance):
@@ -254,7 +306,7 @@ def _result_table(performance: pd.DataFrame) -> str:
 
 
 def _client_table(performance: pd.DataFrame, cohorts: list[str]) -> str:
-    aucs = _rows_of(performance, "auc")
+    aucs = _aucs_of(performance)
     rows = [
         [*_shown(cell), *(_interval(aucs.get((*cell, cohort))) for cohort in cohorts)]
         for cell in _cells_of(performance)
@@ -265,6 +317,206 @@ def _client_table(performance: pd.DataFrame, cohorts: list[str]) -> str:
 
 def _shown(cell: tuple[str, str, str]) -> list[str]:
     return ["site only", "", ""] if cell == SITE_ONLY else list(cell)
+
+
+def _details(summary: str, html: str) -> str:
+    """What is shown when the reader opens it."""
+    return (
+        f'<details style="margin:8px 0"><summary style="cursor:pointer">{escape(summary)}</summary>\n{html}\n</details>'
+    )
+
+
+def _openable(summary: str, header: Sequence[str], rows: Sequence[Sequence], file: str, *, left: int) -> str:
+    """A table, behind a line to open it where it is long; cut off where it is very long."""
+    if not rows:
+        return ""
+    table = _table(header, rows[:MOST], left=left)
+    if len(rows) > MOST:
+        table += f"\n<p>The first {MOST} of {len(rows):,} rows; all are in {escape(file)}.</p>"
+    return (
+        f"<p>{escape(summary)}</p>\n{table}"
+        if len(rows) <= ROOM
+        else _details(f"{summary} ({len(rows):,} rows)", table)
+    )
+
+
+def _p(value: float) -> str:
+    if pd.isna(value):
+        return NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def _difference(row: Mapping) -> str:
+    if pd.isna(row["difference"]):
+        return NONE
+    return f"{row['difference']:+.2f}" + _limits(row, "+.2f")
+
+
+def _comparison_words(study: Mapping, comparisons: pd.DataFrame) -> str:
+    if comparisons.empty:
+        return "There is one cell only, and nothing to compare it with."
+    options = study["evaluation"]["comparisons"]
+    tested = comparisons[comparisons["p_holm"].notna()]
+    below = int((tested["p_holm"] < ALPHA).sum())
+    family = {"table": "all of them", "client": "those of one client (or the pool)"}[options["family"]]
+    against = (
+        f"Every cell is compared with **{' / '.join(options['reference'])}**"
+        if options["reference"]
+        else "Every pair of cells is compared"
+    )
+    rough = tested["note"].fillna("").str.contains("p-values and limits are rough")
+    found = int((rough & (tested["p_holm"] < ALPHA)).sum())
+    return (
+        f"{against}, the classifier that knows the site alone among them, on the same test subjects, for each client and "
+        f"pooled: {len(tested):,} tests. The interval is of the difference itself (paired bootstrap over subjects); *p* is "
+        f"DeLong's, *Holm* the same corrected over {family}: {below} of {len(tested):,} stay below {ALPHA}. "
+        + (
+            f"{int(rough.sum()):,} tests{f', {found} of the {below} among them,' if below else ''} have fewer than ten cases or "
+            "controls: their p-values and limits are rough and no evidence by themselves. "
+            if rough.any()
+            else ""
+        )
+        + "*Seeds* is the standard error that comes from the random starts of the training, which neither interval nor p "
+        "holds: a difference of less than about twice as much may vanish with other seeds."
+    )
+
+
+def _comparison_tables(study: Mapping, comparisons: pd.DataFrame) -> str:
+    reference = study["evaluation"]["comparisons"]["reference"]
+    header = ["cell a", "cell b", "client", "AUC a - b", "p", "Holm", "seeds", "subjects", "cases"]
+    rows = {"against": [], "pairs": [], "clients": []}
+    baseline = "/".join(SITE_ONLY)
+    for row in comparisons.to_dict("records"):
+        a, b = (
+            "site only" if name == baseline else name.replace("/", " / ") for name in (row["cell_a"], row["cell_b"])
+        )
+        shown = [a, b, row["client"], (_difference(row),), _p(row["p_delong"]), _p(row["p_holm"])]
+        shown += [NONE if pd.isna(row["seed_se"]) else f"{row['seed_se']:.3f}", row["subjects"], row["positives"]]
+        first = reference or baseline in (row["cell_a"], row["cell_b"])
+        kind = "clients" if row["client"] != "pooled" else "against" if first else "pairs"
+        rows[kind].append(shown)
+    titles = {
+        "against": "All test subjects, against " + (" / ".join(reference) if reference else "the site alone"),
+        "pairs": "All test subjects, cell against cell",
+        "clients": "By client",
+    }
+    file = "results/evaluation/comparisons.tsv"
+    # What the reader came for stands open, whatever its length.
+    parts = [f"<p>{escape(titles['against'])}:</p>", _table(header, rows["against"], left=3)] if rows["against"] else []
+    parts += [_openable(titles[kind], header, rows[kind], file, left=3) for kind in ("pairs", "clients")]
+    return "\n".join(filter(None, parts)) or "<p>No comparison.</p>"
+
+
+def _calibration_table(performance: pd.DataFrame, calibration: pd.DataFrame) -> str:
+    slopes, intercepts = (_rows_of(performance, f"calibration_{name}") for name in ("slope", "intercept"))
+    briers = _rows_of(performance, "brier")
+    curves = calibration[(calibration["client"] == "pooled") & calibration["ece"].notna()]
+    curves = curves.drop_duplicates(["head", "tuning", "aggregation", "seed"])
+    errors = curves.groupby(["head", "tuning", "aggregation"])[["ece", "ece_by_chance_95"]].mean()
+    rows, notes = [], []
+    for cell in _cells_of(performance):
+        if cell == SITE_ONLY:
+            continue
+        slope = slopes.get((*cell, "pooled"))
+        error = NONE
+        if cell in errors.index:
+            error = f"{errors.loc[cell, 'ece']:.2f} ({errors.loc[cell, 'ece_by_chance_95']:.2f})"
+        brier = briers.get((*cell, "pooled"))
+        rows.append([*cell, _interval(slope), _interval(intercepts.get((*cell, "pooled"))), error, _interval(brier)])
+        if slope is not None and not pd.isna(slope["note"]):
+            notes.append(slope["note"])
+    header = ["head", "tuning", "aggregation", "slope", "intercept", "calibration error", "Brier score"]
+    few = curves["note"].dropna().str.contains("for the eye alone").any()
+    notes = list(dict.fromkeys(notes)) + (
+        ["fewer than five subjects in a bin: curves are for the eye alone"] if few else []
+    )
+    return _table(header, rows, left=3) + ("\n" + _list(notes) if notes else "")
+
+
+def _threshold_tables(thresholds: pd.DataFrame) -> str:
+    header = ["head", "tuning", "aggregation", "client", "sensitivity at 0.5", "specificity at 0.5", "threshold"]
+    header += ["sensitivity", "specificity", "balanced accuracy"]
+    found: dict[tuple, dict] = {}
+    for row in thresholds.to_dict("records"):
+        cell = (row["head"], row["tuning"], row["aggregation"], row["client"])
+        found.setdefault(cell, {})[row["rule"], row["metric"]] = row
+    rows = {True: [], False: []}
+    for cell, of in found.items():
+        chosen = of.get(("youden", "sensitivity"))
+        value = NONE if chosen is None or pd.isna(chosen["threshold"]) else f"{chosen['threshold']:.2f}"
+        if chosen is not None and not pd.isna(chosen["threshold_sd"]):
+            value += f" (SD {chosen['threshold_sd']:.2f})"
+        fixed = [_interval(of.get(("fixed", name))) for name in ("sensitivity", "specificity")]
+        best = [_interval(of.get(("youden", name))) for name in ("sensitivity", "specificity", "balanced_accuracy")]
+        rows[cell[3] == "pooled"].append([*cell, *fixed, value, *best])
+    stands = thresholds[thresholds["note"].fillna("").str.contains("stands")]
+    notes = []
+    for client, own in stands.groupby("client", sort=False):
+        count = len(own[["head", "tuning", "aggregation"]].drop_duplicates())
+        reason = own["note"].str.split("; ").str[-1].iloc[0]
+        notes.append(f"{client}: {reason}, for {count} {'cell' if count == 1 else 'cells'} (in one seed or more)")
+    parts = [_table(header, rows[True], left=4)]
+    parts.append(_openable("By client", header, rows[False], "results/evaluation/thresholds.tsv", left=4))
+    if notes:
+        parts.append(_details(f"Where no threshold could be chosen ({len(notes)})", _list(notes)))
+    return "\n".join(filter(None, parts))
+
+
+def _subgroup_cells(study: Mapping, subgroups: pd.DataFrame, drawn: str) -> list[tuple[str, str, str]]:
+    """The cells whose groups are shown: the reference first, then those of the aggregation that figures show."""
+    cells = _cells_of(subgroups)
+    reference = tuple(study["evaluation"]["comparisons"]["reference"] or ())
+    return [cell for cell in cells if cell == reference] + [c for c in cells if c[2] == drawn and c != reference]
+
+
+def _subgroup_words(study: Mapping, subgroups: pd.DataFrame, drawn: str) -> str:
+    cells = _subgroup_cells(study, subgroups, drawn)
+    if not cells:
+        return "The study asks for no subgroups."
+    few = subgroups["note"].fillna("").str.contains("a description, no evidence")
+    groups = subgroups[few & (subgroups["client"] == "pooled")][["attribute", "group"]].drop_duplicates()
+    every = (
+        subgroups[subgroups["client"] == "pooled"].dropna(subset=["group"])[["attribute", "group"]].drop_duplicates()
+    )
+    warning = (
+        f"**{len(groups)} of the {len(every)} groups have fewer than ten cases or ten controls: their numbers describe "
+        "this test set and are no evidence of a difference.** "
+        if len(groups)
+        else ""
+    )
+    return (
+        f"{warning}All test subjects together by sex, age and site, at a score of 0.5. The differences of the true and the "
+        "false positive rate are against the group with the most subjects (*reference*); both are 0 where errors are alike. No "
+        "correction for many groups is made, and a difference may be one of disease severity: a finding here is a question "
+        "for other data. All cells and clients are in results/evaluation/subgroups.tsv."
+    )
+
+
+def _subgroup_tables(study: Mapping, subgroups: pd.DataFrame, drawn: str) -> str:
+    header = ["attribute", "group", "cases", "controls", "AUC", "sensitivity", "specificity"]
+    header += ["TPR difference", "FPR difference", "warning"]
+    parts = []
+    for place, cell in enumerate(_subgroup_cells(study, subgroups, drawn)):
+        own = subgroups[(subgroups[["head", "tuning", "aggregation"]] == list(cell)).all(axis=1)]
+        own = own[own["client"] == "pooled"].dropna(subset=["group"])
+        rows = []
+        for (attribute, group), of_group in own.groupby(["attribute", "group"], sort=False):
+            of = {row["metric"]: row for row in of_group.to_dict("records")}
+            any_row = next(iter(of.values()))
+            values = [_interval(of.get(name)) for name in ("auc", "sensitivity", "specificity")]
+            against = ["reference" if not any("difference" in name for name in of) else NONE] * 2
+            if "tpr_difference" in of:
+                against = [_signed(of[name]) for name in ("tpr_difference", "fpr_difference")]
+            few = min(any_row["positives"], any_row["negatives"]) < 10
+            counts = [any_row["positives"], any_row["negatives"]]
+            rows.append([attribute, group, *counts, *values, *against, ("too few",) if few else ""])
+        title, table = " / ".join(cell), _table(header, rows, left=2)
+        parts.append(_details(title, table) if place else f"<p>{escape(title)}:</p>\n{table}")
+    return "\n".join(parts) or "<p>None.</p>"
+
+
+def _signed(row: Mapping) -> str:
+    return _difference(row | {"difference": row["value"]})
 
 
 def _bytes(count: float) -> str:
@@ -351,8 +603,8 @@ def _warnings(study, phantoms, excluded, volumes, performance, summaries) -> lis
     for cohort, table in excluded.items():
         for reason, count in table["reason"].value_counts().items():
             warnings.append(f"{cohort}: {count} left out: {reason}")
-    notes = performance.dropna(subset=["note"])
-    notes = notes[(notes["metric"] == "auc") & (notes["head"] != SITE_ONLY[0])].drop_duplicates(["client", "note"])
+    notes = reported_auc(performance).dropna(subset=["note"])
+    notes = notes[notes["head"] != SITE_ONLY[0]].drop_duplicates(["client", "note"])
     warnings += [f"AUC of {row.client}: {row.note}" for row in notes.itertuples()]
     for text in dict.fromkeys(text for summary in summaries for text in summary["warnings"]):
         warnings.append(text)
