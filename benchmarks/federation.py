@@ -25,7 +25,7 @@ from fedbrain.federated.apps import build_client_app
 from fedbrain.federated.data import ClientData, Samples
 from fedbrain.federated.grid import InProcessGrid
 from fedbrain.federated.rounds import run_rounds
-from fedbrain.federated.sharing import FROZEN
+from fedbrain.federated.sharing import Sharing
 from fedbrain.federated.task import TrainingOptions, evaluate, round_generator, train
 from fedbrain.models.heads import build_head
 
@@ -80,8 +80,9 @@ def by_hand(clients: dict[str, ClientData], head: str, options: TrainingOptions)
 
 
 def by_engine(clients: dict[str, ClientData], head: str, options: TrainingOptions):
+    sharing = Sharing.of(build_model(head))
     app = build_client_app(
-        lambda context: clients[context.node_config["client"]], lambda: build_model(head), FROZEN, options, seed=SEED
+        lambda context: clients[context.node_config["client"]], lambda: build_model(head), sharing, options, seed=SEED
     )
     tensors = {name: tensor.numpy() for name, tensor in build_model(head).state_dict().items()}
     return run_rounds(InProcessGrid(app, list(clients)), build_rule("fedavg"), tensors, options).tensors

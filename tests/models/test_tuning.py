@@ -167,6 +167,18 @@ def test_training_on_kept_tokens_gives_the_losses_of_training_on_volumes(base, t
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
 
 
+def test_tunings_fit_another_encoder_too():
+    source = EncoderSource("brainiac")
+    model = build_classifier("linear", LoRA(rank=4, blocks=1, targets=["q", "v"]), source=source)
+    assert (model.cut, model.head.classify.in_features) == ("block11", 768)
+    assert sum(p.numel() for p in model.encoder.parameters() if p.requires_grad) == 3072 * 4
+    plain = build_classifier("linear", LastK(blocks=1), source=source)
+    assert any(name.startswith("encoder.norm") for name in trained_names(plain))
+    tokens = torch.randn(1, 216, 768, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert torch.equal(model(tokens), plain(tokens))  # before the first step both are the encoder and the same head
+
+
 def test_an_untrained_encoder_can_stand_beside_the_pretrained_one(tmp_path):
     state = {
         f"image_encoder.{name}": tensor + 1 for name, tensor in load_image_encoder(None, seed=0).state_dict().items()

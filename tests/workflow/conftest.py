@@ -35,7 +35,12 @@ CONFIG = {
     "grid": [
         {"heads": ["linear"], "aggregations": ["fedavg", "fedce", "local"], "seeds": [0, 1]},
         {"heads": ["conv_s"], "aggregations": ["rate_my_lora"]},
+        {"heads": ["linear"], "tunings": ["lora_qv"], "aggregations": ["fedavg"]},
+        {"heads": ["ncc"], "aggregations": ["simpleavg"]},
+        {"heads": ["resnet18"], "tunings": ["full"], "aggregations": ["fedavg"]},
     ],
+    "head": {"resnet18": {"downsample": 4}},
+    "tuning": {"lora_qv": {"kind": "lora", "blocks": 1, "targets": ["q", "v"]}},
     "training": {"rounds": 2, "batch_size": 4},
     "evaluation": {"resamples": 500},
 }

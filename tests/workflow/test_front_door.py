@@ -29,7 +29,7 @@ def test_the_shipped_study_is_ready_to_run(checkout):
     [
         ({"trainig": {}}, "unknown key 'trainig'; did you mean 'training'?"),
         ({"cohorts": {"alpha": {"table": "none.tsv"}}}, "cohort alpha: no scan table none.tsv"),
-        ({"encoder": {"weights": "none.pth"}}, "put the released checkpoint"),
+        ({"encoder": {"weights": "none.pth"}}, "put the published checkpoint sam_med3d_turbo.pth"),
     ],
 )
 def test_a_mistake_stops_before_anything_runs_and_says_the_mend(checkout, change, words):

@@ -95,6 +95,41 @@ def test_training_options_of_one_head_train_that_head(copy):
     assert copy.planned()["train_cell"] == 1
 
 
+def test_editing_the_adapters_code_trains_the_lora_cell_only(copy):
+    with (copy.folder / "src/fedbrain/models/adapters.py").open("a") as file:
+        file.write("# edited\n")
+    planned = copy.planned()
+    assert planned["train_cell"] == 1
+    assert "embed_shard" not in planned
+
+
+def test_another_rank_trains_the_lora_cell_and_other_blocks_keep_other_tokens_too(copy):
+    config = config_of(copy)
+    config["tuning"]["lora_qv"]["rank"] = 2
+    copy.write_config(config)
+    planned = copy.planned()
+    assert planned["train_cell"] == 1
+    assert "embed_shard" not in planned
+    config["tuning"]["lora_qv"]["blocks"] = [10]
+    copy.write_config(config)
+    planned = copy.planned()
+    assert planned["train_cell"] == 1
+    assert planned["embed_shard"] == 4  # one a shard, for the tokens that enter block 10
+
+
+def test_a_better_note_about_an_encoder_writes_the_page_only(copy):
+    path = copy.folder / "src/fedbrain/models/cards.py"
+    path.write_text(path.read_text().replace("Trained on segmentation masks.", "It was trained on segmentation masks."))
+    assert copy.planned() == Counter(study_page=1)
+
+
+def test_the_data_set_that_a_cohort_comes_from_writes_the_page_only(copy):
+    config = config_of(copy)
+    config["cohorts"]["alpha"]["dataset"] = "ADNI"
+    copy.write_config(config)
+    assert copy.planned() == Counter(study_page=1)
+
+
 def test_a_changed_scan_runs_its_shard_and_within_it_that_scan_alone(copy):
     options = {"controls": 5, "cases": 5, "others": 1, "scanner": "crisp"}
     row = plan_cohort("alpha", options, 1).query("diagnosis == 'AD'").iloc[[0]]
@@ -102,7 +137,8 @@ def test_a_changed_scan_runs_its_shard_and_within_it_that_scan_alone(copy):
     path.unlink()
     write_cohort("alpha", {**options, "scanner": "fatsat"}, 1, copy.folder / "data/alpha", rows=row)
     planned = copy.planned()
-    assert planned["preprocess_shard"] == planned["embed_shard"] == 1
+    assert planned["preprocess_shard"] == 1
+    assert planned["embed_shard"] == 3  # the embedding, the tokens for LoRA, the volume for ResNet18
     stamps = {path: path.stat().st_mtime_ns for path in (copy.folder / "results/volumes").rglob("*.nii.gz")}
     copy.snakemake("--until", "embed_shard", "split_subjects")
     written = {path.name.split("_space")[0] for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
@@ -110,9 +146,10 @@ def test_a_changed_scan_runs_its_shard_and_within_it_that_scan_alone(copy):
     home = shard_of(row["subject"].iloc[0], 2)
     table = read_table(copy.folder / f"results/volumes/alpha/{home}.tsv", VOLUMES)
     assert set(table.query("status == 'ok' and reused == 0")["scan"]) == written
-    summary = json.loads((copy.folder / f"results/embeddings/sam_med3d/output/alpha/{home}.json").read_text())
-    assert summary["computed"] == 1
-    assert summary["reused"] == len(table.query("status == 'ok'")) - 1 > 0
+    for cut in ("sam_med3d/output", "sam_med3d/block11", "none/volume"):
+        summary = json.loads((copy.folder / f"results/embeddings/{cut}/alpha/{home}.json").read_text())
+        assert summary["computed"] == 1
+        assert summary["reused"] == len(table.query("status == 'ok'")) - 1 > 0
 
 
 def test_a_new_scan_runs_one_shard(copy):
@@ -130,7 +167,7 @@ def test_a_new_scan_runs_one_shard(copy):
     }
     pd.concat([table, pd.DataFrame([row])]).to_csv(path, sep="\t", index=False)
     planned = copy.planned()
-    assert planned["preprocess_shard"] == planned["embed_shard"] == 1
+    assert (planned["preprocess_shard"], planned["embed_shard"]) == (1, 3)
     assert "make_phantoms" not in planned
 
 

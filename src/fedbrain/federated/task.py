@@ -159,6 +159,7 @@ def train(
             for batch in order.split(options.batch_size):
                 total += fitting.run(gradients, batch)
                 optimizer.step()
+    model.zero_grad(set_to_none=True)  # as large as what was trained; the next round makes its own
     loss = float(total) / (len(samples) * options.local_epochs)
     if not math.isfinite(loss):
         raise FloatingPointError(

@@ -74,6 +74,9 @@ def auc_panels(
     if baseline is not None:
         label = f"site only, pooled ({baseline:.2f})"
         handles.append(Line2D([], [], color=GUIDE, linestyle="--", linewidth=1, label=label))
+    if any(group.reference for _, groups in panels for group in groups):
+        marks = {"color": GUIDE, "marker": "o", "markerfacecolor": "white", "linestyle": "none"}
+        handles.append(Line2D([], [], **marks, label="hollow: reference, see caption"))
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
     footnotes(figure, _notes(cells, styles))
     return figure
@@ -134,10 +137,10 @@ def _label(client, counts):
 
 
 def _notes(cells, clients) -> list[str]:
-    """What the table says of each client's AUC, once."""
+    """What the table says of the clients' AUC, each note once, with the clients that it is of."""
     notes = cells.dropna(subset=["note"])
-    return [
-        f"{shown_name(client)}: {note}."
-        for client in clients
-        for note in notes.loc[notes["client"] == client, "note"].unique()
-    ]
+    of: dict[str, list[str]] = {}
+    for client in clients:
+        for note in notes.loc[notes["client"] == client, "note"].unique():
+            of.setdefault(note, []).append(shown_name(client))
+    return [f"{', '.join(named)}: {note}." for note, named in of.items()]
