@@ -219,10 +219,11 @@ def weighted_runs(wildcards):
 
 def figure_files():
     """The figures of this study."""
-    names = ["auc_by_head", "intensity_profiles"]
+    names = ["auc_by_head", "intensity_profiles", "auc_forest"]
     if several_tunings():
         names.append("auc_by_tuning")
     names += [f"auc_by_client-{model}" for model in models()]
+    names += [f"learning_curves-{model}" for model in models()]
     names += [f"aggregation_weights-{model}" for model in models(is_weighted)]
     return [f"results/figures/{name}.svg" for name in names]
 

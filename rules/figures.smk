@@ -159,3 +159,80 @@ rule plot_aggregation_weights:
         runs=lambda wildcards: [[cell.aggregation, seed] for cell, seed in weighted_runs(wildcards)],
     script:
         "../workflow_scripts/plot_aggregation_weights.py"
+
+
+rule plot_auc_forest:
+    input:
+        performance="results/evaluation/performance.tsv",
+    output:
+        svg=report(
+            "results/figures/auc_forest.svg",
+            caption="report/auc_forest.rst",
+            category="Performance",
+            labels={"figure": "pooled AUC of every cell", "head": "all", "tuning": "all"},
+        ),
+        png="results/figures/auc_forest.png",
+    log:
+        "results/logs/plot_auc_forest.log",
+    benchmark:
+        "results/benchmarks/plot_auc_forest.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("plot_auc_forest"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    params:
+        code=code("plot_auc_forest.py"),
+        alarm=ALARM,
+        level=STUDY["evaluation"]["level"],
+    script:
+        "../workflow_scripts/plot_auc_forest.py"
+
+
+rule plot_learning_curves:
+    input:
+        rounds=lambda wildcards: [
+            f"results/runs/{cell}/seed-{seed}/rounds.tsv"
+            for cell, seeds in CELLS.items()
+            for seed in seeds
+            if (cell.head, cell.tuning) == (wildcards.head, wildcards.tuning)
+        ],
+        summaries=lambda wildcards: [
+            f"results/runs/{cell}/seed-{seed}/summary.json"
+            for cell, seeds in CELLS.items()
+            for seed in seeds
+            if (cell.head, cell.tuning) == (wildcards.head, wildcards.tuning)
+        ],
+    output:
+        svg=report(
+            "results/figures/learning_curves-{head}-{tuning}.svg",
+            caption="report/learning_curves.rst",
+            category="Training",
+            labels={"figure": "loss by round", "head": "{head}", "tuning": "{tuning}"},
+        ),
+        png="results/figures/learning_curves-{head}-{tuning}.png",
+    log:
+        "results/logs/plot_learning_curves-{head}-{tuning}.log",
+    benchmark:
+        "results/benchmarks/plot_learning_curves-{head}-{tuning}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("plot_learning_curves"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    params:
+        code=code("plot_learning_curves.py"),
+        alarm=ALARM,
+        cohorts=COHORTS,
+        runs=lambda wildcards: [
+            [cell.aggregation, seed]
+            for cell, seeds in CELLS.items()
+            for seed in seeds
+            if (cell.head, cell.tuning) == (wildcards.head, wildcards.tuning)
+        ],
+    script:
+        "../workflow_scripts/plot_learning_curves.py"

@@ -128,7 +128,7 @@ def test_the_auc_axis_shows_chance_and_says_where_it_starts(performance, cohorts
 
 
 def test_nothing_to_draw_is_said_in_words(performance, cohorts):
-    assert "No cell with aggregation krum" in words(auc_by_head(performance, cohorts, aggregation="krum"))
+    assert "No cell with aggregation Krum" in words(auc_by_head(performance, cohorts, aggregation="krum"))
     assert "No cell with head ncc" in words(auc_by_client(performance, cohorts, "ncc")).replace("NCC", "ncc")
     empty = performance.iloc[:0]
     assert "No cell" in words(auc_by_head(empty, cohorts))

@@ -6,7 +6,9 @@ from matplotlib.text import Text
 from fedbrain.figures.aggregation_weights import aggregation_weights
 from fedbrain.figures.auc_by_client import auc_by_client
 from fedbrain.figures.auc_by_head import auc_by_head
+from fedbrain.figures.auc_forest import auc_forest
 from fedbrain.figures.intensity import intensity_profiles
+from fedbrain.figures.learning_curves import learning_curves
 from fedbrain.figures.style import (
     STYLE,
     client_styles,
@@ -27,11 +29,18 @@ def figures(performance, cohorts, histograms, rounds):
         "aggregation_weights": lambda: aggregation_weights(
             rounds, cohorts, scans={"north": 90, "south": 40, "controls": 20}
         ),
+        "auc_forest": lambda: auc_forest(performance),
+        "learning_curves": lambda: learning_curves(
+            rounds.assign(loss=rounds["weight"], validation_loss=rounds["weight"]),
+            cohorts,
+            best_rounds={("fedce", seed): {"global": seed} for seed in range(3)},
+        ),
         "text": lambda: text_figure("nothing to draw"),
     }
 
 
 NAMES = ["auc_by_head", "auc_by_client", "intensity_profiles", "aggregation_weights", "text"]
+NAMES += ["auc_forest", "learning_curves"]
 
 
 def shown_texts(figure):
