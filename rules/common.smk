@@ -90,6 +90,12 @@ def cpu_threads(rule):
     return STUDY["resources"]["threads"][rule]
 
 
+def at_most(limit, value):
+    """``value`` of memory or time, or what the config allows a job at most."""
+    most = STUDY["resources"]["limits"][limit]
+    return value if most is None else min(value, most)
+
+
 def shards(pattern, cohort=None):
     """``pattern`` for every shard that holds scans, of one cohort or of all."""
     return [
@@ -147,22 +153,43 @@ def embedding_code(wildcards):
     return code("embed_shard.py", registry.module_of("encoder", STUDY["encoder"]["name"]))
 
 
+def embedding_params(wildcards):
+    """What decides the embeddings of an encoder; nothing of it decides volumes. The batch size does not, beyond rounding."""
+    if wildcards.encoder == "none":
+        return None
+    weights = weights_of(wildcards.encoder)
+    return {
+        "encoder": STUDY["encoder"]["name"],
+        "weights": weights,
+        "sha256": None if weights == "random" else WEIGHTS,
+        "precision": STUDY["encoder"]["precision"],
+        "seed": STUDY["seed"],
+    }
+
+
 def options(axis, name):
     """Options of a head, tuning or aggregation."""
     return study.options_of(STUDY, axis, name)
 
 
-def trains_encoder(wildcards):
-    """Whether a cell trains a part of the encoder, so that its job loads the weights."""
-    kind = study.kind_of(STUDY, "head", wildcards.head)
-    return KEPT[wildcards.head, wildcards.tuning].cut != "output" and kind not in registry.TUNING_OF_REFERENCE
+def trained_weights(wildcards):
+    """The weights that a cell's job loads; None where it trains no part of the encoder."""
+    return study.weights_to_train(STUDY, wildcards.head, wildcards.tuning)
 
 
 def cell_weights(wildcards):
-    """The encoder's weights, where a cell trains a part of it."""
-    if not trains_encoder(wildcards) or STUDY["encoder"]["weights"] == "random":
-        return []
-    return ancient(STUDY["encoder"]["weights"])
+    """The file of these weights, to wait for."""
+    weights = trained_weights(wildcards)
+    return [] if weights in (None, "random") else ancient(weights)
+
+
+def cell_encoder(wildcards):
+    """The encoder of a cell, and the weights that its job loads, if any; None where the cell has no encoder."""
+    if KEPT[wildcards.head, wildcards.tuning].encoder == "none" and trained_weights(wildcards) is None:
+        return None
+    weights = trained_weights(wildcards)
+    sha256 = None if weights in (None, "random") else WEIGHTS
+    return {"name": STUDY["encoder"]["name"], "weights": weights, "sha256": sha256, "seed": STUDY["seed"]}
 
 
 def cell_code(wildcards):
@@ -171,7 +198,7 @@ def cell_code(wildcards):
     if wildcards.aggregation not in registry.REFERENCES:
         used.append(("aggregation", wildcards.aggregation))
     modules = [registry.module_of(axis, study.kind_of(STUDY, axis, name)) for axis, name in used]
-    if trains_encoder(wildcards):
+    if trained_weights(wildcards):
         modules.append(registry.module_of("encoder", STUDY["encoder"]["name"]))
     return code("train_cell.py", *modules)
 
@@ -187,6 +214,8 @@ def cell_work(wildcards):
         adapters=study.kind_of(STUDY, "tuning", wildcards.tuning) in ("lora", "norm"),
         downsample=options("head", wildcards.head).get("downsample", 1),
         training=study.training_options(STUDY, wildcards.head, wildcards.tuning),
+        gpu=bool(gpu("train_cell")),
+        threads=cpu_threads("train_cell"),
     )
 
 
@@ -219,7 +248,8 @@ def weighted_runs(wildcards):
 
 def figure_files():
     """The figures of this study."""
-    names = ["auc_by_head", "intensity_profiles", "auc_forest"]
+    names = ["auc_by_head", "intensity_profiles", "auc_forest", "auc_table", "auc_by_cost"]
+    names += ["roc_curves", "calibration_curves"]
     if several_tunings():
         names.append("auc_by_tuning")
     names += [f"auc_by_client-{model}" for model in models()]

@@ -236,3 +236,141 @@ rule plot_learning_curves:
         ],
     script:
         "../workflow_scripts/plot_learning_curves.py"
+
+
+rule plot_roc_curves:
+    input:
+        predictions=[
+            f"results/runs/{cell}/seed-{seed}/predictions.tsv"
+            for cell, seeds in CELLS.items()
+            for seed in seeds
+            if cell.aggregation == study.drawn_aggregation(STUDY)
+        ],
+        splits="results/cohorts/splits.tsv",
+        performance="results/evaluation/performance.tsv",
+    output:
+        svg=report(
+            "results/figures/roc_curves.svg",
+            caption="report/roc_curves.rst",
+            category="Performance",
+            labels={"figure": "ROC curves by head and tuning", "head": "all", "tuning": "all"},
+        ),
+        png="results/figures/roc_curves.png",
+    log:
+        "results/logs/plot_roc_curves.log",
+    benchmark:
+        "results/benchmarks/plot_roc_curves.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("plot_roc_curves"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1500, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    params:
+        code=code("plot_roc_curves.py"),
+        alarm=ALARM,
+        cohorts=COHORTS,
+        evaluation=RESAMPLING,
+        runs=[
+            [cell.head, cell.tuning, cell.aggregation, seed]
+            for cell, seeds in CELLS.items()
+            for seed in seeds
+            if cell.aggregation == study.drawn_aggregation(STUDY)
+        ],
+        seed=STUDY["seed"],
+    script:
+        "../workflow_scripts/plot_roc_curves.py"
+
+
+rule plot_calibration_curves:
+    input:
+        calibration="results/evaluation/calibration.tsv",
+        performance="results/evaluation/performance.tsv",
+    output:
+        svg=report(
+            "results/figures/calibration_curves.svg",
+            caption="report/calibration_curves.rst",
+            category="Performance",
+            labels={"figure": "calibration curves", "head": "all", "tuning": "all"},
+        ),
+        png="results/figures/calibration_curves.png",
+    log:
+        "results/logs/plot_calibration_curves.log",
+    benchmark:
+        "results/benchmarks/plot_calibration_curves.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("plot_calibration_curves"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    params:
+        code=code("plot_calibration_curves.py"),
+        alarm=ALARM,
+        aggregation=study.drawn_aggregation(STUDY),
+        level=STUDY["evaluation"]["level"],
+    script:
+        "../workflow_scripts/plot_calibration_curves.py"
+
+
+rule plot_auc_by_cost:
+    input:
+        performance="results/evaluation/performance.tsv",
+        efficiency="results/evaluation/efficiency.tsv",
+    output:
+        svg=report(
+            "results/figures/auc_by_cost.svg",
+            caption="report/auc_by_cost.rst",
+            category="Performance",
+            labels={"figure": "AUC by bytes sent", "head": "all", "tuning": "all"},
+        ),
+        png="results/figures/auc_by_cost.png",
+    log:
+        "results/logs/plot_auc_by_cost.log",
+    benchmark:
+        "results/benchmarks/plot_auc_by_cost.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("plot_auc_by_cost"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    params:
+        code=code("plot_auc_by_cost.py"),
+        alarm=ALARM,
+        level=STUDY["evaluation"]["level"],
+    script:
+        "../workflow_scripts/plot_auc_by_cost.py"
+
+
+rule plot_auc_table:
+    input:
+        performance="results/evaluation/performance.tsv",
+    output:
+        svg=report(
+            "results/figures/auc_table.svg",
+            caption="report/auc_table.rst",
+            category="Performance",
+            labels={"figure": "AUC of every cell and client", "head": "all", "tuning": "all"},
+        ),
+        png="results/figures/auc_table.png",
+    log:
+        "results/logs/plot_auc_table.log",
+    benchmark:
+        "results/benchmarks/plot_auc_table.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("plot_auc_table"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    params:
+        code=code("plot_auc_table.py"),
+        alarm=ALARM,
+        cohorts=COHORTS,
+    script:
+        "../workflow_scripts/plot_auc_table.py"

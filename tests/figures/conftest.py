@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fedbrain.registry import REFERENCES
 from fedbrain.tables import HISTOGRAM, PERFORMANCE
 
 COHORTS = ["north", "south", "controls"]
@@ -29,6 +30,14 @@ def performance():
                     rows.append(row)
     site = rows[3] | {"head": "site_only", "tuning": "none", "aggregation": "none", "value": 0.61}
     return pd.DataFrame([*rows, site])[list(PERFORMANCE)].astype(PERFORMANCE)
+
+
+@pytest.fixture
+def efficiency(performance):
+    cells = performance[performance["head"] != "site_only"][["head", "tuning", "aggregation"]].drop_duplicates()
+    sizes = {"linear": 1.2e5, "conv_s": 1e8, "conv_l": 7e8}
+    silent = cells["aggregation"].isin(REFERENCES)
+    return cells.assign(bytes_run=cells["head"].map(sizes).mask(silent, 0.0)).reset_index(drop=True)
 
 
 @pytest.fixture

@@ -1,14 +1,20 @@
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from fedbrain.figures.aggregation_weights import aggregation_weights
 from fedbrain.figures.auc_by_client import auc_by_client
+from fedbrain.figures.auc_by_cost import auc_by_cost
 from fedbrain.figures.auc_by_head import auc_by_head
 from fedbrain.figures.auc_forest import auc_forest
+from fedbrain.figures.auc_table import auc_table
+from fedbrain.figures.calibration_curves import calibration_curves
 from fedbrain.figures.intensity import intensity_profiles
 from fedbrain.figures.learning_curves import learning_curves
+from fedbrain.figures.roc_curves import roc_curves
 from fedbrain.figures.style import (
     STYLE,
     client_styles,
@@ -18,10 +24,34 @@ from fedbrain.figures.style import (
     short_name,
     text_figure,
 )
+from fedbrain.tables import CALIBRATION
+
+
+def a_curve():
+    """Of two cells with two seeds each."""
+    x = np.linspace(0, 1, 11)
+    rows = {"tuning": "frozen", "aggregation": "fedavg", "fpr": x, "tpr": np.sqrt(x), "low": x, "high": 1.0}
+    parts = [pd.DataFrame(rows | {"head": h, "seed": s}) for h in ("linear", "conv_s") for s in (pd.NA, 0, 1)]
+    return pd.concat(parts).astype({"seed": "Int64"})
+
+
+def a_calibration():
+    rows = {
+        "tuning": "frozen",
+        "aggregation": "fedavg",
+        "client": "pooled",
+        "bin": [1, 2, 3],
+        "scans": 9,
+        "subjects": 9,
+    }
+    rows |= {"score": [0.1, 0.5, 0.9], "share": [0.2, 0.4, 0.7], "low": 0.1, "high": 0.9, "cases": [2, 4, 6]}
+    rows["note"] = "3 subjects in a bin: a curve for the eye alone"
+    parts = [pd.DataFrame(rows | {"head": h, "seed": s}) for h in ("linear", "conv_s") for s in (0, 1)]
+    return pd.concat(parts).reindex(columns=list(CALIBRATION)).astype(CALIBRATION)
 
 
 @pytest.fixture
-def figures(performance, cohorts, histograms, rounds):
+def figures(performance, cohorts, histograms, rounds, efficiency):
     return {
         "auc_by_head": lambda: auc_by_head(performance, cohorts),
         "auc_by_client": lambda: auc_by_client(performance, cohorts, "conv_s"),
@@ -35,12 +65,16 @@ def figures(performance, cohorts, histograms, rounds):
             cohorts,
             best_rounds={("fedce", seed): {"global": seed} for seed in range(3)},
         ),
+        "auc_table": lambda: auc_table(performance, cohorts),
+        "auc_by_cost": lambda: auc_by_cost(performance, efficiency),
+        "roc_curves": lambda: roc_curves(a_curve(), performance),
+        "calibration_curves": lambda: calibration_curves(a_calibration(), performance),
         "text": lambda: text_figure("nothing to draw"),
     }
 
 
 NAMES = ["auc_by_head", "auc_by_client", "intensity_profiles", "aggregation_weights", "text"]
-NAMES += ["auc_forest", "learning_curves"]
+NAMES += ["auc_forest", "learning_curves", "auc_table", "auc_by_cost", "roc_curves", "calibration_curves"]
 
 
 def shown_texts(figure):
