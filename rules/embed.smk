@@ -19,18 +19,17 @@ rule embed_shard:
     threads: cpu_threads("embed_shard")
     resources:
         gpu=gpu("embed_shard"),
-        mem_mb=lambda wildcards, attempt: work.embed_memory(
-            wildcards.cut, scans_in(wildcards.cohort, wildcards.shard), STUDY["encoder"]["batch_size"], attempt
+        mem_mb=lambda wildcards, attempt: at_most(
+            "mem_mb",
+            work.embed_memory(wildcards.cut, STUDY["encoder"]["batch_size"], attempt),
         ),
-        runtime=lambda wildcards, attempt: work.embed_minutes(scans_in(wildcards.cohort, wildcards.shard), attempt),
+        runtime=lambda wildcards, attempt: at_most(
+            "runtime", work.embed_minutes(scans_in(wildcards.cohort, wildcards.shard), attempt)
+        ),
+        batch=STUDY["encoder"]["batch_size"],  # here, where a change of it runs nothing again
     params:
         code=embedding_code,
-        encoder=STUDY["encoder"]["name"],
-        weights=lambda wildcards: weights_of(wildcards.encoder),
-        sha256=lambda wildcards: WEIGHTS if weights_of(wildcards.encoder) != "random" else None,
-        batch_size=STUDY["encoder"]["batch_size"],
-        precision=STUDY["encoder"]["precision"],
+        encoder=embedding_params,
         folder=lambda wildcards: f"results/volumes/{wildcards.cohort}/{wildcards.shard}",
-        seed=STUDY["seed"],
     script:
         "../workflow_scripts/embed_shard.py"

@@ -19,8 +19,10 @@ rule preprocess_shard:
     threads: cpu_threads("preprocess_shard")
     resources:
         gpu=gpu("preprocess_shard"),
-        mem_mb=lambda wildcards, attempt: work.preprocess_memory(attempt),
-        runtime=lambda wildcards, attempt: work.preprocess_minutes(scans_in(wildcards.cohort, wildcards.shard), attempt),
+        mem_mb=lambda wildcards, attempt: at_most("mem_mb", work.preprocess_memory(attempt)),
+        runtime=lambda wildcards, attempt: at_most(
+            "runtime", work.preprocess_minutes(scans_in(wildcards.cohort, wildcards.shard), attempt)
+        ),
     params:
         code=code(
             "preprocess_shard.py",

@@ -23,8 +23,8 @@ rule train_cell:
     threads: cpu_threads("train_cell")
     resources:
         gpu=gpu("train_cell"),
-        mem_mb=lambda wildcards, attempt: work.train_memory(cell_work(wildcards), attempt),
-        runtime=lambda wildcards, attempt: work.train_minutes(cell_work(wildcards), attempt),
+        mem_mb=lambda wildcards, attempt: at_most("mem_mb", work.train_memory(cell_work(wildcards), attempt)),
+        runtime=lambda wildcards, attempt: at_most("runtime", work.train_minutes(cell_work(wildcards), attempt)),
     params:
         code=cell_code,
         cohorts=COHORTS,
@@ -32,9 +32,6 @@ rule train_cell:
         head=lambda wildcards: options("head", wildcards.head),
         tuning=lambda wildcards: options("tuning", wildcards.tuning),
         aggregation=lambda wildcards: options("aggregation", wildcards.aggregation),
-        encoder=STUDY["encoder"]["name"],
-        weights=lambda wildcards: STUDY["encoder"]["weights"] if trains_encoder(wildcards) else None,
-        sha256=lambda wildcards: WEIGHTS if trains_encoder(wildcards) else None,
-        encoder_seed=STUDY["seed"],
+        encoder=cell_encoder,
     script:
         "../workflow_scripts/train_cell.py"

@@ -1,9 +1,11 @@
 import logging
+import shutil
 
 import pytest
 import torch
 
-from fedbrain.devices import FittingBatch, autocast, be_repeatable
+from fedbrain.devices import FittingBatch, autocast, be_repeatable, require_compiler
+from fedbrain.errors import StudyError
 
 
 @pytest.fixture
@@ -22,8 +24,9 @@ def test_float32_on_a_gpu_is_not_tf32(tf32_allowed, monkeypatch):
     for flag in ("benchmark", "deterministic"):
         monkeypatch.setattr(torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag))
     asked = []
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)  # needs no GPU
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: asked.append(mode))
+    # Strictly: with warn_only, attention keeps its unrepeatable gradients. Needs no GPU.
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: asked.append(mode))
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     be_repeatable("cpu")
     assert [flag.allow_tf32 for flag in tf32_allowed] == [True, True]
@@ -61,7 +64,7 @@ def test_a_scan_that_does_not_fit_is_told_with_the_mend():
     def compute(parts):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(MemoryError, match="one scan at a time; give the job more memory"):
+    with pytest.raises(MemoryError, match="one scan at a time; give the job a larger GPU or more memory"):
         FittingBatch(4).run(compute, torch.arange(4))
 
 
@@ -78,3 +81,26 @@ def test_bfloat16_is_used_where_it_is_asked_for():
     for precision, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         with autocast("cpu", precision):
             assert layer(x).dtype == kind
+
+
+def test_a_missing_compiler_is_told_before_any_work(monkeypatch):
+    if shutil.which("g++"):
+        require_compiler("cpu")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(StudyError, match=r"training\.compile: .* set compile: false"):
+        require_compiler("cpu")
+
+
+@pytest.mark.parametrize("sign", ["CUBLAS_STATUS_ALLOC_FAILED when calling", "CUDA error: out of memory"])
+def test_libraries_that_run_out_of_memory_are_understood(sign):
+    tried = []
+
+    def compute(parts):
+        tried.append(len(parts))
+        if len(parts) == 1:
+            raise RuntimeError(sign)
+        return "done"
+
+    assert FittingBatch(2).run(compute, torch.arange(2)) == "done"
+    assert tried == [1, 2]

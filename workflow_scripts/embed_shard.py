@@ -11,16 +11,14 @@ set_threads(snakemake.threads)
 from fedbrain.models.embeddings import embed_shard  # noqa: E402
 from fedbrain.tables import VOLUMES, read_table, write_text  # noqa: E402
 
+encoder = snakemake.params.encoder or {}  # none for volumes
 summary = embed_shard(
     read_table(snakemake.input.table, VOLUMES),
     snakemake.params.folder,
     snakemake.output.embeddings,
-    encoder=snakemake.params.encoder,
     cut=snakemake.wildcards.cut,
-    weights=snakemake.params.weights,
-    seed=snakemake.params.seed,
     device=pick_device(snakemake.resources.gpu),
-    batch_size=snakemake.params.batch_size,
-    precision=snakemake.params.precision,
+    batch_size=snakemake.resources.batch,
+    **{key: value for key, value in encoder.items() if key != "sha256"},
 )
 write_text(json.dumps(summary, indent=1) + "\n", snakemake.output.summary)

@@ -30,11 +30,7 @@ train_cell(
     tuning_options=snakemake.params.tuning,
     aggregation_options=snakemake.params.aggregation,
     training=snakemake.params.training,
-    source=EncoderSource(
-        snakemake.params.encoder,
-        None if snakemake.params.weights in (None, "random") else snakemake.params.weights,
-        snakemake.params.encoder_seed,
-    ),
+    source=EncoderSource.of(snakemake.params.encoder),
     seed=int(snakemake.wildcards.seed),
     code=snakemake.params.code,
     folder=Path(snakemake.output.summary).parent,

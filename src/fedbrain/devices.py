@@ -3,7 +3,10 @@
 import ctypes
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
+
+from fedbrain.errors import StudyError
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,12 @@ def keep_freed_memory() -> None:
 
 
 PRECISIONS = ("float32", "bfloat16")
+SIGNS_OF_FULL_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def autocast(device: str, precision: str):
@@ -80,8 +89,9 @@ def be_repeatable(device: str, *, deterministic: bool = True) -> None:
     torch.backends.cudnn.deterministic = deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.cuda.reset_peak_memory_stats(device)
+        # Not with warn_only: attention would then take its fast gradients, which are not repeatable, and only warn.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # every such tensor here is filled by us
 
 
 class FittingBatch:
@@ -109,8 +119,8 @@ class FittingBatch:
                     raise
                 if min(self.size, len(index)) == 1:
                     raise MemoryError(
-                        "memory does not suffice for one scan at a time; give the job more memory or a larger GPU, or "
-                        "train fewer blocks"
+                        "memory does not suffice for one scan at a time; give the job a larger GPU or more memory, or let "
+                        "it compute in bfloat16"
                     ) from error
                 self.size = min(self.size, len(index)) // 2
                 logger.warning("out of memory; going on with %d scan(s) at a time", self.size)
@@ -119,7 +129,20 @@ class FittingBatch:
                 torch.cuda.empty_cache()
 
 
+def require_compiler(device: str) -> None:
+    """Raises StudyError where ``torch.compile`` would find no compiler: a C++ one for the CPU, triton for a GPU."""
+    from importlib.util import find_spec
+
+    import torch
+
+    gpu = torch.device(device).type == "cuda"
+    if gpu and find_spec("triton") is None:
+        raise StudyError("training.compile: torch needs the package triton on a GPU; install it, or set compile: false")
+    if not gpu and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise StudyError("training.compile: torch needs a C++ compiler (g++); install one, or set compile: false")
+
+
 def _out_of_memory(error: Exception) -> bool:
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS_OF_FULL_MEMORY)

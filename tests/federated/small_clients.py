@@ -19,12 +19,13 @@ def make_samples(count, *, seed, tag, shape=(FEATURES,), labels=None, effect=1.0
 
 def make_client(name, train=12, validation=6, test=6, *, seed=0, labels=None, **options):
     """A client with the given number of scans on each side; ``labels`` are those of the training scans."""
+    origin = {"encoder": "abc", "weights": "random", "cut": "output"}
     parts = {
         "train": make_samples(train, seed=10 * seed, tag=f"{name}Train", labels=labels, **options),
         "validation": make_samples(validation, seed=10 * seed + 1, tag=f"{name}Validation", **options),
         "test": make_samples(test, seed=10 * seed + 2, tag=f"{name}Test", **options),
     }
-    return ClientData(name, **parts, origin={"encoder": "abc", "weights": "random"}, fingerprint=f"{name}{seed}")
+    return ClientData(name, **parts, origin=origin, fingerprint=f"{name}{seed}")
 
 
 def build_small_model():

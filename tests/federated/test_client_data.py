@@ -30,7 +30,8 @@ def write_scans(path, rows):
 def write_shard(path, scans, values, *, weights="random", encoder="abc"):
     tensor = torch.tensor(values, dtype=torch.float16).view(-1, 1, 1, 1, 1).expand(-1, 384, 8, 8, 8).contiguous()
     metadata = {"scans": json.dumps(scans), "keys": json.dumps([f"key of {scan}" for scan in scans])}
-    save_file({"embeddings": tensor}, path, metadata=metadata | {"weights": weights, "encoder": encoder})
+    metadata |= {"weights": weights, "encoder": encoder, "cut": "output"}
+    save_file({"embeddings": tensor}, path, metadata=metadata)
     return path
 
 
@@ -75,7 +76,7 @@ def test_every_scan_on_its_side_with_its_own_embedding(study):
     assert read(client.validation)[:, 5, 1, 2, 3].tolist() == [4]
     assert read(client.test)[:, 0, 0, 0, 0].tolist() == [1]
     assert client.absent == 1
-    assert client.origin == {"encoder": "abc", "weights": "random"}
+    assert client.origin == {"encoder": "abc", "weights": "random", "cut": "output"}
 
 
 def test_the_order_of_shards_does_not_matter(study):

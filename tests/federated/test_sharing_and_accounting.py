@@ -1,8 +1,10 @@
+import time
+
 import numpy as np
 import pytest
 from torch import nn
 
-from fedbrain.federated.accounting import payload_bytes, peak_memory
+from fedbrain.federated.accounting import PeakMemory, anonymous_memory, payload_bytes
 from fedbrain.federated.sharing import Sharing
 
 
@@ -37,10 +39,16 @@ def test_bytes_of_arrays():
     assert payload_bytes([np.zeros((3, 4), np.float32), np.zeros((), np.float64), np.zeros((0, 9), np.float16)]) == 56
 
 
-def test_peak_memory_remembers_what_was_held():
-    block = np.ones(25_000_000)  # 200 MB
-    held = peak_memory("cpu")
-    block_bytes = block.nbytes
-    assert held > block_bytes
-    del block
-    assert peak_memory("cpu") > held - block_bytes / 2  # the kernel counts pages in batches
+def test_peak_memory_remembers_what_was_held_and_is_of_the_block_alone(tmp_path):
+    np.save(tmp_path / "mapped.npy", np.ones(25_000_000))  # 200 MB
+    before = anonymous_memory()
+    with PeakMemory("cpu") as quiet:
+        assert np.load(tmp_path / "mapped.npy", mmap_mode="r").sum() == 25_000_000  # pages of a file do not count
+        time.sleep(0.2)
+    with PeakMemory("cpu") as busy:
+        block = np.ones(25_000_000)
+        time.sleep(0.2)
+        del block
+        time.sleep(0.2)
+    assert quiet.bytes - before < 60e6
+    assert busy.bytes - before > 180e6

@@ -1,6 +1,7 @@
 """Cells that train a part of the encoder, or no encoder at all: what travels, what is written, that a killed run goes on."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,12 @@ LAST = {"blocks": 1}
 TRAINING = {"rounds": 2, "batch_size": 2, "learning_rate": 0.01}
 
 
+ORIGIN = {"encoder": "abc", "weights": "random (seed 0)", "cut": "block11"}
+
+
 def clients_of(shape, train=2, effect=0.3):
-    return {name: make_client(name, train, 1, 1, seed=k, shape=shape, effect=effect) for k, name in enumerate("AB")}
+    clients = [make_client(name, train, 1, 1, seed=k, shape=shape, effect=effect) for k, name in enumerate("AB")]
+    return {client.name: replace(client, origin=ORIGIN) for client in clients}
 
 
 def run(clients, folder, tuning="lora", aggregation="fedavg", **options):
@@ -94,6 +99,80 @@ def test_a_checkpoint_of_other_options_of_the_tuning_is_not_gone_on_with(tmp_pat
     assert len(calls) == 4 + 4  # B was asked, too, before the round failed; then all again
 
 
+@pytest.mark.parametrize("aggregation", ["local", "centralized"])
+def test_a_killed_reference_goes_on_and_ends_in_the_same_bytes(aggregation, tmp_path, monkeypatch):
+    from fedbrain.federated import task
+
+    clients = clients_of(TOKENS)
+    run(clients, tmp_path / "whole", aggregation=aggregation)
+    real, calls = task.train, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(task, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(clients, tmp_path / "resumed", aggregation=aggregation)
+    run(clients, tmp_path / "resumed", aggregation=aggregation)
+    assert len(calls) == 2 + (3 if aggregation == "local" else 1)
+    for file in ("predictions.tsv", "model.safetensors"):
+        assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert not list((tmp_path / "resumed").glob("*checkpoint*"))
+
+
+def test_tokens_of_another_encoder_or_block_are_refused(tmp_path):
+    for change in ({"weights": "w.pth sha256:0"}, {"cut": "block3"}):
+        clients = {name: replace(c, origin=ORIGIN | change) for name, c in clients_of(TOKENS).items()}
+        with pytest.raises(StudyError, match=r"cohort A: its tokens are of .* training goes on at block11"):
+            run(clients, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_stopped_after_memory_ran_out_ends_as_the_undisturbed_one(tmp_path, monkeypatch):
+    """With dropout, whose draws depend on the parts of a batch: the parts are remembered, and a failed pass leaves no trace."""
+    from fedbrain.federated import apps
+    from fedbrain.models.classifier import Classifier
+
+    clients, options = clients_of(TOKENS, train=4), {"tuning_options": LAST | {"dropout": 0.3}}
+    options["training"] = TRAINING | {"batch_size": 4}
+    forward = Classifier.forward
+
+    def small(self, x):
+        result = forward(self, x)
+        if self.training and len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")  # after the network has drawn its random numbers
+        return result
+
+    monkeypatch.setattr(Classifier, "forward", small)
+    run(clients, tmp_path / "whole", **options)
+    run(clients, tmp_path / "parts", **(options | {"training": options["training"] | {"micro_batch": 2}}))
+    real, calls = apps.train, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("killed")
+        return real(*arguments)
+
+    monkeypatch.setattr(apps, "train", killed)
+    with pytest.raises(ClientFailure):
+        run(clients, tmp_path / "resumed", **options)
+    run(clients, tmp_path / "resumed", **options)
+    for other in ("resumed", "parts"):
+        model = (tmp_path / other / "model.safetensors").read_bytes()
+        assert model == (tmp_path / "whole" / "model.safetensors").read_bytes(), other
+
+
+def test_scores_of_bfloat16_are_not_rounded_to_it(tmp_path):
+    clients = {"A": replace(make_client("A", 2, 1, 40, shape=TOKENS), origin=ORIGIN)}
+    run(clients, tmp_path, training=TRAINING | {"precision": "bfloat16"})
+    scores = read_table(tmp_path / "predictions.tsv", PREDICTIONS)["score"]
+    assert scores.nunique() == 40
+
+
 def test_parts_of_a_batch_give_the_step_of_the_whole_batch(tmp_path):
     clients = clients_of(TOKENS, train=4)
     models = []
@@ -119,7 +198,9 @@ def test_memory_that_runs_out_halves_the_batch_and_the_cell_ends_as_it_would_hav
 
     monkeypatch.setattr(Classifier, "forward", small)
     run(clients, tmp_path / "halved", training=training)
-    assert caplog.text.count("out of memory; going on with 2 scan(s) at a time") == 1
+    assert (
+        caplog.text.count("out of memory; going on with 2 scan(s) at a time") == 2
+    )  # each client finds out for itself
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "halved"))
     for name, tensor in a.items():
         np.testing.assert_allclose(b[name], tensor, atol=2e-4)

@@ -28,6 +28,10 @@ class TinyEncoder(nn.Module):
         CALLS["scans"] += len(x)
         return self.factors * nn.functional.avg_pool3d(x, 16)
 
+    def tokens(self, x, upto):
+        CALLS["scans"] += len(x)
+        return nn.functional.avg_pool3d(x, 16).flatten(2).transpose(1, 2) * torch.tensor([1.0, upto])
+
 
 def tiny_encoder(path, *, seed=0):
     CALLS["loaded"] += 1
@@ -75,7 +79,7 @@ def test_every_ok_scan_is_embedded_in_the_tables_order(table, folder):
     assert json.loads(metadata["keys"]) == ["k3", "k1", "k2"]
     assert metadata["weights"] == summary["weights"] == "random (seed 1)"
     assert metadata["encoder"] == summary["encoder"]
-    assert (summary["scans"], summary["computed"], summary["reused"]) == (3, 3, 0)
+    assert (summary["scans"], CALLS["scans"]) == (3, 3)
     assert embeddings.dtype == torch.float16
     factors = torch.arange(384.0) + 1
     for embedding, value in zip(embeddings, (3.0, 1.0, 2.0), strict=True):
@@ -97,10 +101,9 @@ def test_only_a_changed_scan_is_computed_again(table, folder):
     write_volume(folder, "sub-a", 10.0)
     write_volume(folder, "sub-b", 20.0)  # changed behind the key's back: nobody reads it
     table.loc[table["scan"] == "sub-a", "key"] = "new"
-    summary = embed(table, folder)
+    embed(table, folder)
     _, embeddings, metadata = read_embeddings(folder.parent / "out.safetensors")
     assert CALLS == {"loaded": 1, "scans": 1}
-    assert (summary["computed"], summary["reused"]) == (1, 2)
     assert embeddings[:, 1, 0, 0, 0].tolist() == [3.0, 10.0, 2.0]
     assert json.loads(metadata["keys"]) == ["k3", "new", "k2"]
 
@@ -108,10 +111,9 @@ def test_only_a_changed_scan_is_computed_again(table, folder):
 def test_nothing_to_compute_loads_no_encoder(table, folder):
     embed(table, folder)
     CALLS.update(loaded=0, scans=0)
-    summary = embed(table.iloc[::-1], folder)  # another order: rows move with their scans
+    embed(table.iloc[::-1], folder)  # another order: rows move with their scans
     scans, embeddings, _ = read_embeddings(folder.parent / "out.safetensors")
     assert CALLS == {"loaded": 0, "scans": 0}
-    assert summary["reused"] == 3
     assert scans == ["sub-b", "sub-a", "sub-c"]
     assert embeddings[:, 1, 0, 0, 0].tolist() == [2.0, 1.0, 3.0]
 
@@ -120,7 +122,34 @@ def test_nothing_to_compute_loads_no_encoder(table, folder):
 def test_another_encoder_keeps_nothing(table, folder, change):
     embed(table, folder)
     CALLS.update(scans=0)
-    assert embed(table, folder, **change)["computed"] == CALLS["scans"] == 3
+    embed(table, folder, **change)
+    assert CALLS["scans"] == 3
+
+
+def test_the_summary_is_that_of_the_file_and_not_of_how_it_came_about(table, folder):
+    assert embed(table, folder) == embed(table, folder)  # all computed, all kept: what comes after need not run again
+
+
+@pytest.mark.parametrize("cut", ["output", "block1", "volume"])
+def test_a_file_is_what_the_library_would_have_written(cut, table, folder):
+    from safetensors.torch import load_file, save_file
+
+    embed(table, folder, cut=cut)
+    path = folder.parent / "out.safetensors"
+    _, embeddings, metadata = read_embeddings(path)
+    save_file({"embeddings": embeddings}, folder.parent / "theirs.safetensors", metadata)
+    assert torch.equal(load_file(path)["embeddings"], load_file(folder.parent / "theirs.safetensors")["embeddings"])
+    assert path.stat().st_size == (folder.parent / "theirs.safetensors").stat().st_size
+    shape, kind = {
+        "output": ((384, 8, 8, 8), torch.float16),
+        "block1": ((512, 2), torch.float32),
+        "volume": ((1, 128, 128, 128), torch.float32),
+    }[cut]
+    assert (embeddings.shape, embeddings.dtype) == ((3, *shape), kind)
+    assert metadata["cut"] == cut
+    if cut == "volume":
+        assert (CALLS["loaded"], metadata["weights"]) == (0, "none")
+        assert embeddings[:, 0, 5, 6, 7].tolist() == [3.0, 1.0, 2.0]
 
 
 def test_a_damaged_file_of_an_earlier_run_is_replaced(table, folder):

@@ -20,7 +20,7 @@ def test_resnet18_has_the_published_size_and_cost():
     assert round(cost["operations"]["volume"] / 1e9) == 251
 
 
-def test_resnet18_is_monais(monkeypatch):
+def test_resnet18_is_monais():
     model = ResNet18().eval()
     options = {
         "spatial_dims": 3,
@@ -30,7 +30,8 @@ def test_resnet18_is_monais(monkeypatch):
         "bias_downsample": False,
     }
     theirs = resnet18(**options).eval()
-    theirs.load_state_dict(model.network.state_dict())
+    last = {f"fc.{name}": tensor for name, tensor in model.classify.state_dict().items()}
+    theirs.load_state_dict(model.network.state_dict() | last)
     x = torch.randn(1, 1, 32, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(x), theirs(x))
@@ -47,7 +48,7 @@ def test_downsampling_averages_blocks_of_voxels():
     x = torch.randn(1, 1, 64, 64, 64)
     blocks = x.view(1, 1, 32, 2, 32, 2, 32, 2).mean((3, 5, 7))
     with torch.no_grad():
-        assert torch.allclose(model(x), model.network(blocks), atol=1e-5)
+        assert torch.allclose(model(x), model.classify(model.network(blocks)), atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"downsample": 3}, {"norm": "layer"}, {"width": 2}])

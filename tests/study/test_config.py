@@ -18,6 +18,7 @@ from fedbrain.study.config import (
     kind_of,
     options_of,
     training_options,
+    weights_to_train,
 )
 
 CONFIG = {
@@ -154,6 +155,35 @@ def test_options_of_a_tuning_override_those_of_the_head_and_a_name_those_of_its_
     assert (options["batch_size"], options["rounds"], options["learning_rate"]) == (2, 5, 0.2)
 
 
+def test_what_is_meant_for_the_encoder_does_not_reach_the_references(config_schema):
+    training = {"rounds": 9, "tunings": {"full": {"learning_rate": 1e-5}, "frozen": {"batch_size": 3}}}
+    study = checked(changed("training", value=training), config_schema)
+    assert training_options(study, "linear", "full")["learning_rate"] == 1e-5
+    assert training_options(study, "resnet18", "full")["learning_rate"] == 0.001
+    assert training_options(study, "ncc", "frozen") == training_options(study, "resnet18", "full") | {"rounds": 1}
+
+
+@pytest.mark.parametrize(
+    ("head", "tuning", "expected"),
+    [
+        ("linear", "frozen", None),
+        ("resnet18", "full", None),
+        ("linear", "lora", "w.pth"),
+        ("linear", "full", "w.pth"),
+        ("linear", "scratch", "random"),
+    ],
+)
+def test_a_job_loads_weights_only_where_it_trains_some_of_the_encoder(
+    head, tuning, expected, config_schema, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").touch()
+    config = changed("encoder", value={"weights": "w.pth"}) | {
+        "tuning": {"scratch": {"kind": "full", "weights": "random"}}
+    }
+    assert weights_to_train(checked(config, config_schema), head, tuning) == expected
+
+
 def test_a_thing_can_be_in_a_study_under_several_names(config_schema):
     config = changed("tuning", value={"lora_qv": {"kind": "lora", "targets": ["q", "v"]}, "lora": {"rank": 2}})
     config["aggregation"] = {"fedce_times": {"kind": "fedce", "combine": "times"}}
@@ -197,6 +227,7 @@ def test_an_untrained_encoder_is_its_own_control(config_schema):
     assert kept(study, "linear", "control") == kept(study, "linear", "frozen")
 
 
+NCC = [{"heads": ["ncc"], "aggregations": ["simpleavg", "median"]}]
 KRUM = {"grid": [{"heads": ["linear"], "aggregations": ["krum"]}]}
 
 
@@ -213,6 +244,13 @@ KRUM = {"grid": [{"heads": ["linear"], "aggregations": ["krum"]}]}
         (changed("head", value={"resnet18": {"downsample": 3}}), ["head.resnet18.downsample"]),
         (changed("training", value={"tunings": {"lorra": {}}}), ["training.tunings.lorra", "did you mean lora?"]),
         (changed("training", value={"precision": "float16"}), ["training.precision"]),
+        (changed("training", value={"heads": {"ncc": {"rounds": 5}}}), ["training.heads.ncc", "one round"]),
+        (changed("tuning", value={"lora": {"cached": "no"}}), ["tuning.lora", "cached must be true or false"]),
+        (changed("tuning", value={"lora": {"alpha": 0}}), ["tuning.lora", "alpha must be a number above 0"]),
+        (changed("tuning", value={"lora": {"targets": [["q"]]}}), ["tuning.lora", "targets must be a list of"]),
+        (changed("tuning", value={"lora": {"targets": 5}}), ["tuning.lora", "targets must be a list of"]),
+        (changed("aggregation", value={"centralized": {"kind": "fedavg"}}), ["a name of its own"]),
+        (changed("grid", value=NCC), ["grid.0: ncc goes with simpleavg, fedavg, centralized, local, not with median"]),
         (
             changed("grid", 0, "heads", value=["linear", "resnet18"]),
             ["grid.0: resnet18 goes with tunings: [full] only"],

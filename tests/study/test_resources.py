@@ -19,8 +19,7 @@ def test_a_further_attempt_asks_for_twice_as_much():
 
 def test_more_work_asks_for_more():
     assert resources.embed_minutes(500, 1) > resources.embed_minutes(50, 1)
-    assert resources.embed_memory("output", 50, 8, 1) > resources.embed_memory("output", 50, 1, 1)
-    assert resources.embed_memory("volume", 50, 1, 1) > resources.embed_memory("block10", 50, 1, 1)
+    assert resources.embed_memory("output", 8, 1) > resources.embed_memory("output", 1, 1)
     for larger in (LORA, FULL, RESNET, replace(LINEAR, head="conv_l"), replace(LINEAR, head="unheard_of")):
         assert resources.train_memory(larger, 1) > resources.train_memory(LINEAR, 1)
         assert resources.train_minutes(larger, 1) > resources.train_minutes(LINEAR, 1)
@@ -31,6 +30,8 @@ def test_more_work_asks_for_more():
 
 def test_what_saves_work_asks_for_less():
     assert resources.train_minutes(replace(RESNET, downsample=2), 1) < resources.train_minutes(RESNET, 1)
+    for faster in (replace(FULL, gpu=True), replace(FULL, threads=4)):
+        assert resources.train_minutes(faster, 1) < resources.train_minutes(FULL, 1)
     careful = replace(FULL, training=TRAINING | {"micro_batch": 1})
     assert resources.train_memory(careful, 1) < resources.train_memory(FULL, 1)
 

@@ -12,8 +12,9 @@ No message carries a subject's id, an embedding or a score of one scan.
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor, nn
@@ -38,11 +39,12 @@ def build_client_app(
 
     ``build_model`` must give the same model everywhere (seeded), since frozen tensors never travel. Between rounds a client
     keeps in ``context.state``, by name: ``private``, its private tensors; ``local``, its shared tensors after its last
-    training, where the rule asks for the minus score.
+    training, where the rule asks for the minus score; ``fitting``, how many scans fit into memory, once they were too many.
     """
     app = ClientApp()
     model = build_model().to(device)
     fitting = fitting_batch(options)
+    whole = fitting.size
     shared, private = (sharing.select(model.state_dict(), role) for role in ("shared", "private"))
     # One model serves all clients of a process: who has not trained yet starts from the initial private tensors.
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in private}
@@ -55,6 +57,8 @@ def build_client_app(
             raise ValueError(
                 "the server's model has other shared tensors than this client's: different head or tuning?"
             )
+        # Each client's own, so that a run that goes on sums the same parts of a batch as one that was never stopped.
+        fitting.size = int(context.state["fitting"]["size"].numpy()) if "fitting" in context.state else whole
         own = to_tensors(context.state["private"], device) if "private" in context.state else {}
         model.load_state_dict(initial | own | received, strict=False)
         return load_client(context), received
@@ -93,6 +97,8 @@ def build_client_app(
         if "local_score" in config["needs"] and (local := evaluate(model, client.validation, options, fitting)):
             metrics["local_score"] = local.balanced_accuracy
         arrays = own_tensors(shared)
+        if fitting.size < whole:
+            context.state["fitting"] = ArrayRecord({"size": Array(np.array(fitting.size))})
         if private:
             context.state["private"] = own_tensors(private)
         if "minus_score" in config["needs"]:

@@ -19,13 +19,23 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from fedbrain.devices import be_repeatable
+from fedbrain.devices import be_repeatable, require_compiler
 from fedbrain.errors import StudyError
-from fedbrain.federated.accounting import peak_memory
+from fedbrain.federated.accounting import PeakMemory
 from fedbrain.federated.aggregation import build_rule
+from fedbrain.federated.aggregation.rule import State
+from fedbrain.federated.checkpoint import Best, Checkpoint, load_checkpoint, save_checkpoint
 from fedbrain.federated.data import SIDES, ClientData, pool_clients
 from fedbrain.federated.sharing import Sharing
-from fedbrain.federated.task import TrainingOptions, derive_seed, describe_choice, evaluate, is_better, train_alone
+from fedbrain.federated.task import (
+    TrainingOptions,
+    derive_seed,
+    describe_choice,
+    evaluate,
+    fitting_batch,
+    is_better,
+    train_alone,
+)
 from fedbrain.models.cards import CARDS
 from fedbrain.models.classifier import EncoderSource, build_classifier
 from fedbrain.models.operations import cost_of
@@ -76,8 +86,8 @@ def train_cell(
     ``clients`` hold what the tuning starts from (``Tuning.cut``): embeddings, tokens or volumes. ``source`` is the encoder that
     they come from; it is loaded where some of it is trained.
 
-    A federated run keeps a checkpoint in ``folder`` while it lasts and goes on from it when it was killed, provided that
-    nothing has changed: options, seed, encoder, each client's scans, their sides, labels and embeddings, versions, and ``code``,
+    A run keeps a checkpoint in ``folder`` while it lasts and goes on from it when it was killed, provided that nothing has
+    changed: options, seed, encoder, each client's scans, their sides, labels and embeddings, versions, and ``code``,
     a digest of the code that trains (left out: changes of the code are not noticed). Clients without training scans do not
     train; a model from the others is still applied to their test scans. Same inputs, seed and machine give the same bytes
     in all but the measured seconds and memory.
@@ -97,6 +107,8 @@ def train_cell(
         raise StudyError("no client has training scans; see the split and results/volumes/*/*.tsv")
     be_repeatable(device, deterministic=options.deterministic)
 
+    if options.compile:
+        require_compiler(device)
     source = source or EncoderSource()
     tuned: Tuning = build("tuning", tuning, given["tuning"])
     model = build_classifier(
@@ -116,6 +128,7 @@ def train_cell(
     if model.encoder is not None:
         path = None if tuned.weights == "random" else source.weights
         weights = weights_identity(path, seed=source.seed, card=CARDS[source.name])
+        _require_same_encoder(clients, model.cut, weights)
     elif model.cut == VOLUME:
         weights = "none (trained from scratch)"
     cell = {"head": head, "tuning": tuning, "aggregation": aggregation}
@@ -131,15 +144,17 @@ def train_cell(
 
     clients = dict(sorted(clients.items()))
     seen = {name: client.without_test() for name, client in clients.items()}
-    if aggregation == "centralized":
-        trained = _train_centralized(seen, build_model, options, seed, device)
-    elif aggregation == "local":
-        trained = _train_local(_members(seen, device), build_model, options, seed, device)
-    else:
-        identity = digest([inputs, code, versions("torch"), [_identity(client) for client in clients.values()]])
-        trained = _train_federated(
-            clients, _members(seen, device), model, build_model, rule, options, seed, device, folder, identity
-        )
+    packages = versions("torch", "peft", "monai")
+    identity = digest([inputs, code, packages, [_identity(client) for client in clients.values()]])
+    with PeakMemory(device) as peak:
+        if aggregation == "centralized":
+            trained = _train_centralized(seen, build_model, options, seed, device, folder, identity)
+        elif aggregation == "local":
+            trained = _train_local(_members(seen, device), build_model, options, seed, device, folder, identity)
+        else:
+            trained = _train_federated(
+                clients, _members(seen, device), model, build_model, rule, options, seed, device, folder, identity
+            )
 
     write_table(pd.DataFrame(trained.rows, columns=list(ROUNDS)).astype(ROUNDS), folder / "rounds.tsv")
     for side, name in (("validation", "predictions_validation.tsv"), ("test", "predictions.tsv")):
@@ -152,7 +167,7 @@ def train_cell(
         "bytes_down": sum(row["bytes_down"] for row in trained.rows),
         "bytes_up": sum(row["bytes_up"] for row in trained.rows),
         "seconds": round(time.perf_counter() - start, 3),
-        "peak_memory": peak_memory(device),
+        "peak_memory": peak.bytes,
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
         "encoder": origin.get("encoder"),
         "clients": {name: _counts(client) for name, client in clients.items()},
@@ -160,7 +175,8 @@ def train_cell(
         "versions": versions("torch", "flwr", "peft", "monai", "numpy", "safetensors"),
     }
     write_text(json.dumps(summary, indent=2) + "\n", folder / "summary.json")
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    for path in folder.glob(f"*{CHECKPOINT}"):
+        path.unlink()
     return summary
 
 
@@ -223,29 +239,39 @@ def _members(clients: Mapping[str, ClientData], device: str) -> dict[str, Client
     return {name: client.to(device) for name, client in clients.items() if len(client.train)}
 
 
-def _train_local(members, build_model, options, seed, device) -> Trained:
+def _train_local(members, build_model, options, seed, device, folder, identity) -> Trained:
     """Each client alone, its best round by its own validation scans."""
     models, best_round, reason, rows = {}, {}, {}, []
     for name, client in members.items():
-        models[name], best_round[name], reason[name], new_rows = _train_one(client, build_model, options, seed, device)
+        path = folder / f"{name}-{CHECKPOINT}"
+        models[name], best_round[name], reason[name], new_rows = _train_one(
+            client, build_model, options, seed, device, path, identity
+        )
         rows += new_rows
     rows.sort(key=lambda row: row["round"])  # stable: clients stay in order within a round
     return Trained(models, best_round, reason, rows)
 
 
-def _train_centralized(clients, build_model, options, seed, device) -> Trained:
+def _train_centralized(clients, build_model, options, seed, device, folder, identity) -> Trained:
     """All scans as one client."""
     pooled = pool_clients(list(clients.values())).to(device)
-    tensors, best_round, reason, rows = _train_one(pooled, build_model, options, seed, device)
+    tensors, best_round, reason, rows = _train_one(
+        pooled, build_model, options, seed, device, folder / CHECKPOINT, identity
+    )
     return Trained(dict.fromkeys(clients, tensors), {pooled.name: best_round}, {pooled.name: reason}, rows)
 
 
-def _train_one(client: ClientData, build_model, options: TrainingOptions, seed: int, device: str):
+def _train_one(client: ClientData, build_model, options: TrainingOptions, seed: int, device: str, path, identity):
     """One client without any exchange: (tensors of its best round, that round, why, rows of rounds.tsv)."""
-    model = build_model().to(device)
-    best, best_value, rows = None, None, []
+    model, fitting = build_model().to(device), fitting_batch(options)
+    best, rows, last = None, [], 0
+    if past := load_checkpoint(path, identity):
+        best, rows, last, tensors = past.best, past.rows, past.state.round, past.state.tensors
+        fitting.size = past.state.memory["fitting"]
+        model.load_state_dict({name: torch.as_tensor(array) for name, array in tensors.items()}, strict=False)
+        logger.info("%s goes on after round %d of %d", client.name, last, options.rounds)
     start = time.perf_counter()
-    for done in train_alone(model, client, options, seed, device):
+    for done in train_alone(model, client, options, seed, device, done=last, fitting=fitting):
         end = time.perf_counter()
         row = {
             "round": done.round,
@@ -259,13 +285,16 @@ def _train_one(client: ClientData, build_model, options: TrainingOptions, seed: 
         if done.validation:
             row |= {"validation_loss": done.validation.loss, "validation_score": done.validation.balanced_accuracy}
             value = row["validation_loss" if options.selection == "loss" else "validation_score"]
-        if is_better(value, best_value, options.selection):
-            best, best_value = done, value
+        last, tensors = done.round, {name: tensor.numpy() for name, tensor in done.tensors.items()}
+        if is_better(value, best and best.value, options.selection):
+            best = Best(done.round, value, tensors)
         rows.append(row)
-        start = end
-    reason = describe_choice(options.selection, best_value) if best else "no validation scans: the last round"
-    best = best or done
-    return {name: tensor.numpy() for name, tensor in best.tensors.items()}, best.round, reason, rows
+        state = State(last, tensors, memory={"fitting": fitting.size})
+        save_checkpoint(Checkpoint(state, best, rows, {}), path, identity)
+        start = time.perf_counter()
+    if best is None:
+        return tensors, last, "no validation scans: the last round", rows
+    return best.tensors, best.round, describe_choice(options.selection, best.value), rows
 
 
 def _write_model(trained: Trained, path: Path, *, local: bool) -> None:
@@ -277,6 +306,17 @@ def _write_model(trained: Trained, path: Path, *, local: bool) -> None:
         arrays = next(iter(trained.models.values()))
     with written_atomically(path) as temporary:
         save_file({name: np.array(array, order="C") for name, array in sorted(arrays.items())}, temporary)
+
+
+def _require_same_encoder(clients: Mapping[str, ClientData], cut: str, weights: str) -> None:
+    """What was kept of the scans must come from the encoder that goes on from there. Raises StudyError."""
+    for name, client in clients.items():
+        found = (client.origin.get("cut"), client.origin.get("weights"))
+        if cut != VOLUME and found != (cut, weights):
+            raise StudyError(
+                f"cohort {name}: its tokens are of {found[0]} with weights {found[1]}, training goes on at {cut} with weights "
+                f"{weights}; was the checkpoint replaced while the workflow ran? Run it again"
+            )
 
 
 def _identity(client: ClientData) -> dict:

@@ -13,7 +13,9 @@ from fedbrain.errors import StudyError
 from fedbrain.provenance import digest
 from fedbrain.tables import SCANS, SPLITS, read_table
 
-RESIDENT = 0.3  # of a GPU's free memory that the inputs of one side may take up for good
+RESIDENT = 0.4  # of a GPU's memory that inputs may take up for good, those of all clients together
+
+ORIGIN = ("encoder", "weights", "cut")  # what the files of embeddings say of themselves
 
 
 class Rows:
@@ -50,7 +52,8 @@ class Rows:
         """The same rows, wanted on ``device``: moved there for good if a GPU has room for them, else batch by batch."""
         if torch.device(device).type == "cuda" and self._rows:
             size = sum(row.numel() * row.element_size() for row in self._rows)
-            if size < RESIDENT * torch.cuda.mem_get_info(device)[0]:
+            free, total = torch.cuda.mem_get_info(device)
+            if total - free + size < RESIDENT * total:
                 return torch.stack(self._rows).to(device)
         return Rows(self._rows, device)
 
@@ -96,7 +99,7 @@ def pool(parts: Sequence[Samples]) -> Samples:
 class ClientData:
     """One client (a cohort) and its three sides; ``absent`` counts its scans that have no embedding (failed before).
 
-    ``origin`` is what the embeddings say of themselves: the encoder's digest and its weights ("random" or file and digest).
+    ``origin`` is what the embeddings say of themselves: the encoder's digest, its weights ("random" or file and digest), the cut.
     """
 
     name: str
@@ -164,7 +167,7 @@ def _load_client(cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.
         ids += names
         inputs += tensor  # rows: views of the memory-mapped file
         keys.append(metadata["keys"])
-        origins.add((metadata["encoder"], metadata["weights"]))
+        origins.add(tuple(metadata.get(key, "") for key in ORIGIN))
     if not ids:
         raise StudyError(
             f"cohort {cohort}: no scan has an embedding; see the reasons in results/volumes/{cohort}/*.tsv"
@@ -193,11 +196,10 @@ def _load_client(cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.
             tuple(None if pd.isna(session) else session for session in rows["session"]),
             tuple(rows["scan"]),
         )
-    encoder, weights = origins.pop()
     return ClientData(
         cohort,
         **sides,
         absent=len(scans) - len(ids),
-        origin={"encoder": encoder, "weights": weights},
+        origin=dict(zip(ORIGIN, origins.pop())),
         fingerprint=digest(sorted(keys)),
     )

@@ -136,6 +136,7 @@ def train(
 
     def gradients(parts: Sequence[Tensor]) -> Tensor:
         """Sums the gradients of a batch over its parts; the sum of its losses."""
+        before.restore()  # a pass that ran out of memory has left its traces
         model.zero_grad(set_to_none=True)
         scans = sum(map(len, parts))
         seen = torch.zeros((), dtype=torch.float64, device=device)
@@ -157,6 +158,7 @@ def train(
         for _ in range(options.local_epochs):
             order = torch.randperm(len(samples), generator=generator).to(device)
             for batch in order.split(options.batch_size):
+                before = _Traces(model, cuda)
                 total += fitting.run(gradients, batch)
                 optimizer.step()
     model.zero_grad(set_to_none=True)  # as large as what was trained; the next round makes its own
@@ -166,6 +168,22 @@ def train(
             "the training loss is not finite; lower training.learning_rate or look at the embeddings"
         )
     return loss
+
+
+class _Traces:
+    """What a forward pass in training leaves behind: random numbers drawn, running statistics. Put back to do a batch again."""
+
+    def __init__(self, model: nn.Module, cuda: Sequence[torch.device]):
+        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        self._random = torch.get_rng_state()
+        self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in cuda]
+
+    def restore(self) -> None:
+        for buffer, value in self._buffers:
+            buffer.copy_(value)
+        torch.set_rng_state(self._random)
+        for device, state in self._cuda:
+            torch.cuda.set_rng_state(state, device)
 
 
 def fitting_batch(options: TrainingOptions) -> FittingBatch:
@@ -294,12 +312,22 @@ class LocalRound:
 
 
 def train_alone(
-    model: nn.Module, client: ClientData, options: TrainingOptions, seed: int, device: str
+    model: nn.Module,
+    client: ClientData,
+    options: TrainingOptions,
+    seed: int,
+    device: str,
+    *,
+    done: int = 0,
+    fitting: FittingBatch | None = None,
 ) -> Iterator[LocalRound]:
-    """Trains ``model`` in place on one client's scans, without any exchange, for the rounds of a federated run."""
-    fitting = fitting_batch(options)
+    """Trains ``model`` in place on one client's scans, without any exchange, for the rounds of a federated run.
+
+    ``done`` rounds of them lie behind ``model`` already.
+    """
+    fitting = fitting or fitting_batch(options)
     trained = Sharing.of(model).select(model.state_dict(), "shared")
-    for number in range(1, options.rounds + 1):
+    for number in range(done + 1, options.rounds + 1):
         loss = train(model, client.train, options, round_generator(seed, client.name, number), device, fitting)
         state = model.state_dict()
         tensors = {name: state[name].detach().cpu().clone() for name in trained}

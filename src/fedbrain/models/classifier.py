@@ -20,6 +20,14 @@ class EncoderSource:
     weights: str | None = None
     seed: int = 0
 
+    @classmethod
+    def of(cls, entry: Mapping | None) -> "EncoderSource | None":
+        """From name, weights (a path, "random" or None) and seed as the workflow hands them on; None for no encoder."""
+        if entry is None:
+            return None
+        weights = None if entry["weights"] == "random" else entry["weights"]
+        return cls(entry["name"], weights, entry["seed"])
+
 
 class Classifier(nn.Module):
     """``head`` over what ``encoder`` makes of a kept input: (B, ...) -> (B, classes) logits.

@@ -5,12 +5,15 @@ A cut says how far (fedbrain.models.tuning): "output", the embedding, in float16
 gives; "volume", the volume itself, unpacked into one array so that training reads it without delay.
 """
 
+import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import nibabel
@@ -18,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -81,7 +83,8 @@ def embed_shard(
         precision: "float32", or "bfloat16" for torch's autocast (faster where the hardware has it; about three digits).
 
     Returns:
-        ``scans``, ``computed`` and ``reused`` (counts), ``encoder``, ``weights``, ``sha256`` of the file.
+        ``scans`` (their number), ``encoder``, ``weights``, ``cut``, ``sha256`` of the file; the same for the same file, however
+        many scans were kept from before (that is in the log).
 
     Raises:
         StudyError: a volume is missing, unreadable or not 128^3; an embedding is not finite or beyond float16; the
@@ -102,39 +105,63 @@ def embed_shard(
         "%s: %d scans, %d kept from before, %d to compute", cut, len(scans), len(scans) - len(missing), len(missing)
     )
 
-    if missing:
-        be_repeatable(device)
-        compute = _computation(encoder, cut, weights, seed, device, precision)
-        batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
-        fitting = FittingBatch(batch_size)
-        with ThreadPoolExecutor(1) as reader, tqdm(total=len(missing), unit="scan", mininterval=5) as progress:
-            # The next batch is read and unzipped while the device computes this one.
-            coming = reader.submit(_read_volumes, folder, [scans[i] for i in batches[0]])
-            for batch, following in zip(batches, [*batches[1:], []], strict=True):
-                volumes = coming.result()  # (B, 1, 128, 128, 128)
-                coming = reader.submit(_read_volumes, folder, [scans[i] for i in following])
-                embedded = fitting.run(lambda parts: torch.cat([compute(part) for part in parts]), volumes)
-                for i, embedding in zip(batch, embedded, strict=True):
-                    rows[i] = _checked(embedding, cut, scans[i].row)
-                progress.update(len(batch))
-
-    embeddings = torch.stack(rows) if rows else torch.empty(0, dtype=_dtype(cut))
+    embedded = _embedded(
+        folder, [scans[i] for i in missing], (encoder, cut, weights, seed, device, precision), batch_size
+    )
     metadata = {
         "scans": json.dumps([scan.scan for scan in scans]),
         "keys": json.dumps([scan.key for scan in scans]),
         "encoder": fingerprint,
         "weights": identity,
+        "cut": cut,
     }
-    with written_atomically(output) as temporary:
-        temporary.write_bytes(_with_sorted_header(save({"embeddings": embeddings}, metadata)))
-    return {
-        "scans": len(scans),
-        "computed": len(missing),
-        "reused": len(scans) - len(missing),
-        "encoder": fingerprint,
-        "weights": identity,
-        "sha256": sha256_of(output),
-    }
+    rows = ((next(embedded) if row is None else row) for row in rows)
+    sha256 = _write(output, rows, len(scans), _dtype(cut), metadata)
+    return {"scans": len(scans), "encoder": fingerprint, "weights": identity, "cut": cut, "sha256": sha256}
+
+
+def _embedded(folder, scans: Sequence[_Scan], how: tuple, batch_size: int) -> Iterator[Tensor]:
+    """What is kept of each of ``scans``, in their order. Nothing is loaded for none."""
+    if not scans:
+        return
+    cut, device = how[1], how[4]
+    be_repeatable(device)
+    compute, fitting = _computation(*how), FittingBatch(batch_size)
+    batches = [scans[start : start + batch_size] for start in range(0, len(scans), batch_size)]
+    with ThreadPoolExecutor(1) as reader, tqdm(total=len(scans), unit="scan", mininterval=5) as progress:
+        # The next batch is read and unzipped while the device computes this one.
+        coming = reader.submit(_read_volumes, folder, batches[0])
+        for batch, following in zip(batches, [*batches[1:], []], strict=True):
+            volumes = coming.result()  # (B, 1, 128, 128, 128)
+            coming = reader.submit(_read_volumes, folder, following)
+            embedded = fitting.run(lambda parts: torch.cat([compute(part) for part in parts]), volumes)
+            for scan, embedding in zip(batch, embedded, strict=True):
+                yield _checked(embedding, cut, scan.row)
+            progress.update(len(batch))
+
+
+def _write(output, rows: Iterator[Tensor], count: int, dtype: torch.dtype, metadata: Mapping[str, str]) -> str:
+    """Writes rows of one shape as the safetensors tensor ``embeddings``, one after the other; the file's SHA-256.
+
+    Not by the library, which needs all of them in memory, twice, and writes metadata in random order. The format: the
+    header's length (8 bytes, little endian), a JSON header padded to 8 bytes, the values.
+    """
+    sha256 = hashlib.sha256()
+    first = next(rows, torch.empty(0, dtype=dtype))
+    shape = [count, *(first.shape if count else ())]
+    kind = {torch.float16: "F16", torch.float32: "F32"}[dtype]
+    size = math.prod(shape) * first.element_size()
+    tensor = {"data_offsets": [0, size], "dtype": kind, "shape": shape}
+    header = {"__metadata__": dict(metadata), "embeddings": tensor}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with written_atomically(output) as temporary, open(temporary, "wb") as file:
+        head = [len(text).to_bytes(8, "little"), text]
+        values = (row.contiguous().numpy().tobytes() for row in chain([first] if count else [], rows))
+        for part in chain(head, values):
+            file.write(part)
+            sha256.update(part)
+    return sha256.hexdigest()
 
 
 def read_embeddings(path: str | Path) -> tuple[list[str], Tensor, dict[str, str]]:
@@ -233,11 +260,3 @@ def _checked(embedding: Tensor, cut: str, row: int) -> Tensor:
             f"row {row} of the shard's table: its embedding is beyond float16; check the encoder's weights"
         )
     return embedding.to(_dtype(cut))
-
-
-def _with_sorted_header(data: bytes) -> bytes:
-    """The same safetensors file with its header's keys sorted: the library writes metadata in random order."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the tensor data starts at a multiple of 8
-    return len(header).to_bytes(8, "little") + header + data[8 + length :]

@@ -6,6 +6,7 @@ convolutional heads are our choice: the published study names them (a small and 
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from fedbrain.registry import build
@@ -20,12 +21,22 @@ def build_head(name: str, options: Mapping | None = None, *, channels: int = 384
     return build("head", name, options, channels=channels, classes=classes)
 
 
+class Logits(nn.Linear):
+    """The last layer, always in float32: rounded to bfloat16, logits of different scans become equal and ranks are lost."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.amp.is_autocast_available(x.device.type):  # the meta device, on which operations are counted
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 class LinearHead(nn.Module):
     """Mean over the positions, then a linear layer: 770 parameters for 384 channels and two classes."""
 
     def __init__(self, *, channels: int = 384, classes: int = 2) -> None:
         super().__init__()
-        self.classify = nn.Linear(channels, classes)
+        self.classify = Logits(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, 8, 8, 8)
         return self.classify(x.mean((2, 3, 4)))
@@ -52,7 +63,7 @@ class ConvHead(nn.Module):
             layers += [nn.GroupNorm(self.GROUPS, width), nn.GELU()]
             channels = width
         self.convolve = nn.Sequential(*layers)
-        self.classify = nn.Linear(channels, classes)
+        self.classify = Logits(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, 8, 8, 8)
         return self.classify(self.convolve(x).mean((2, 3, 4)))  # over 2 x 2 x 2 positions

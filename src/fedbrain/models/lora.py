@@ -38,15 +38,19 @@ class LoRA(Partial):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "targets", tuple(self.targets) if not isinstance(self.targets, str) else self.targets)
+        if isinstance(self.targets, list):
+            object.__setattr__(self, "targets", tuple(self.targets))
         if type(self.rank) is not int or self.rank < 1:
             raise StudyError(f"rank must be a whole number from 1 on, it is {self.rank!r}")
-        for name, high in (("alpha", float("inf")), ("dropout", 1)):
+        for name, fits, what in (
+            ("alpha", lambda value: 0 < value < float("inf"), "above 0"),
+            ("dropout", lambda value: 0 <= value < 1, "from 0 to below 1"),
+        ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < high:
-                raise StudyError(f"{name} must be a number from 0 to below {high}, it is {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+                raise StudyError(f"{name} must be a number {what}, it is {value!r}")
         known = ", ".join(self.TARGETS)
-        if not self.targets or isinstance(self.targets, str) or set(self.targets) - set(self.TARGETS):
+        if not isinstance(self.targets, tuple) or not self.targets or not all(t in self.TARGETS for t in self.targets):
             raise StudyError(f"targets must be a list of {known}, it is {self.targets!r}")
         if "qkv" in self.targets and set(self.targets) & set(PARTS):
             raise StudyError("targets: qkv is q, k and v in one; name either qkv or its parts")

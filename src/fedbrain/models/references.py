@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedbrain.errors import StudyError
+from fedbrain.models.heads import Logits
 
 NORMS = {"batch": "batch", "instance": ("instance", {"affine": True}), "group": ("group", {"num_groups": 8})}
 ABSENT = 1e4  # stands for the distance to the centre of a class that nobody has
@@ -40,9 +41,13 @@ class ResNet18(nn.Module):
             bias_downsample=False,
             norm=NORMS[norm],
         )
+        last = self.network.fc
+        self.classify = Logits(last.in_features, classes)
+        self.classify.load_state_dict(last.state_dict())
+        self.network.fc = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # (B, 1, 128, 128, 128)
-        return self.network(functional.avg_pool3d(x, self.downsample) if self.downsample > 1 else x)
+        return self.classify(self.network(functional.avg_pool3d(x, self.downsample) if self.downsample > 1 else x))
 
 
 class NearestClassCentre(nn.Module):
@@ -59,6 +64,7 @@ class NearestClassCentre(nn.Module):
         self.register_buffer("counts", torch.zeros(classes))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, 8, 8, 8)
+        x = x.float()
         centres = self.sums / self.counts.clamp(min=1e-12)[:, None]  # (classes, C)
         distances = torch.cdist(x.mean((2, 3, 4)), centres, compute_mode="donot_use_mm_for_euclid_dist")
         return -torch.where(self.counts > 0, distances, ABSENT)

@@ -94,6 +94,9 @@ class Partial(Tuning):
             object.__setattr__(self, "blocks", tuple(self.blocks))
         count = isinstance(self.blocks, int) and not isinstance(self.blocks, bool) and self.blocks > 0
         indices = isinstance(self.blocks, tuple) and self.blocks and all(type(i) is int and i >= 0 for i in self.blocks)
+        for name in ("cached", "biases"):
+            if not isinstance(getattr(self, name, True), bool):
+                raise StudyError(f"{name} must be true or false, it is {getattr(self, name)!r}")
         if not (count or indices or self.blocks == "all"):
             raise StudyError(f'blocks must be a number from 1 on, a list of indices or "all", it is {self.blocks!r}')
 

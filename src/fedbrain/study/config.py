@@ -16,7 +16,7 @@ from jsonschema.validators import extend
 from fedbrain import registry
 from fedbrain.errors import StudyError
 from fedbrain.models.cards import CARDS
-from fedbrain.models.tuning import VOLUME
+from fedbrain.models.tuning import OUTPUT, VOLUME
 
 SOURCES = ("table", "bids", "phantom")
 NAME = re.compile(r"[a-z0-9_]+")
@@ -84,15 +84,31 @@ def kind_of(config: Mapping, axis: str, name: str) -> str:
 def training_options(config: Mapping, head: str, tuning: str) -> dict:
     """The training options of a head and a tuning: the defaults, over them those of the head, over them those of the tuning.
 
-    Options for what a name stands for hold for the name, too. Class centres take one round, after which nothing changes.
+    Options for what a name stands for hold for the name, too. Those of a tuning are about the encoder, so they do not reach
+    ResNet18 and class centres, which have none to tune. Class centres take one round, after which nothing changes.
     """
     options = {key: value for key, value in config["training"].items() if key not in ("heads", "tunings")}
-    for axis, name in (("head", head), ("tuning", tuning)):
+    axes = [("head", head)]
+    if kind_of(config, "head", head) not in registry.TUNING_OF_REFERENCE:
+        axes.append(("tuning", tuning))
+    for axis, name in axes:
         for key in dict.fromkeys((kind_of(config, axis, name), name)):
             options |= config["training"][AXES[axis]].get(key, {})
     if kind_of(config, "head", head) == "ncc":
         options |= {"rounds": 1, "local_epochs": 1}
     return options
+
+
+def weights_to_train(config: Mapping, head: str, tuning: str) -> str | None:
+    """The weights that a training job loads: a path, "random", or None where it trains no part of the encoder."""
+    tuned = registry.build("tuning", tuning, options_of(config, "tuning", tuning))
+    if kind_of(config, "head", head) in registry.TUNING_OF_REFERENCE or tuned.cut(_depth(config)) == OUTPUT:
+        return None
+    return "random" if tuned.weights == "random" else config["encoder"]["weights"]
+
+
+def _depth(config: Mapping) -> int:
+    return CARDS[config["encoder"]["name"]].depth
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,7 @@ def kept(config: Mapping, head: str, tuning: str) -> Kept:
     """What the cells of a head and a tuning are trained on: the output of their longest frozen prefix."""
     name, weights = config["encoder"]["name"], config["encoder"]["weights"]
     tuned = registry.build("tuning", tuning, options_of(config, "tuning", tuning))
-    cut = tuned.cut(CARDS[name].depth)
+    cut = tuned.cut(_depth(config))
     if cut == VOLUME or registry.TUNING_OF_REFERENCE.get(kind_of(config, "head", head)) == "full":
         return Kept("none", "random", VOLUME)
     if tuned.weights == "random" and weights != "random":
@@ -210,9 +226,13 @@ def _problems(config: Mapping) -> Iterator[str]:
                     yield from _unknown_name(f"grid.{index}.{key}", axis, kind_of(config, axis, name))
         yield from _wrong_tunings(config, index, block)
         yield from _unfit_rules(config, index, block)
+        yield from _wrong_centres(config, index, block)
     for axis in ("head", "tuning"):
         for name in config["training"][AXES[axis]]:
             yield from _unknown_name(f"training.{AXES[axis]}.{name}", axis, kind_of(config, axis, name))
+    for name, options in config["training"]["heads"].items():
+        if kind_of(config, "head", name) == "ncc" and {"rounds", "local_epochs"} & set(options):
+            yield f"training.heads.{name}: class centres take one round and one epoch; leave rounds and local_epochs out"
     for axis in AXES:
         for name in config[axis]:
             yield from _wrong_options(config, axis, name)
@@ -243,7 +263,7 @@ def _wrong_options(config: Mapping, axis: str, name: str) -> Iterator[str]:
     elif kind != "resnet18" and set(options) - {"kind"}:
         # The schema knows the options; a head is not built here, since torch would have to be imported at every start.
         yield f"{place}: only resnet18 takes {', '.join(sorted(set(options) - {'kind'}))}"
-    if name != kind and name in registry.names(axis):
+    if name != kind and name in (*registry.names(axis), *(registry.REFERENCES if axis == "aggregation" else ())):
         yield f"{place}: {name} is a name of its own; choose another for a {kind}"
     if not NAME.fullmatch(name):
         yield f"{place}: a name has small letters, digits and underscores only, since it stands in file names"
@@ -258,6 +278,16 @@ def _wrong_tunings(config: Mapping, index: int, block: Mapping) -> Iterator[str]
                 f"grid.{index}: {head} goes with tunings: [{wanted}] only, not with {', '.join(wrong)}; give it a block "
                 "of its own"
             )
+
+
+def _wrong_centres(config: Mapping, index: int, block: Mapping) -> Iterator[str]:
+    """Class centres are sums and numbers: a mean of both over clients is a centre, other mixtures of them are nothing."""
+    for head in block["heads"]:
+        if kind_of(config, "head", head) == "ncc":
+            known = ("simpleavg", "fedavg", *registry.REFERENCES)
+            wrong = [name for name in block["aggregations"] if kind_of(config, "aggregation", name) not in known]
+            if wrong:
+                yield f"grid.{index}: {head} goes with {', '.join(known)}, not with {', '.join(wrong)}"
 
 
 def _unfit_rules(config: Mapping, index: int, block: Mapping) -> Iterator[str]:

@@ -12,6 +12,8 @@ KEPT_MEGABYTES = {"output": 0.4, "volume": 8.4}  # a scan; tokens take 1.6
 BLOCKS = 12  # of either encoder
 BLOCK_SECONDS, BLOCK_MEGABYTES = 0.6, 100  # a scan forward and backward through one block on one core
 RESNET_SECONDS, RESNET_MEGABYTES = 30, 4500  # a scan of 128^3 through ResNet18 on one core
+GPU_SPEED = 20  # against one core: a cautious guess, not measured
+GPU_MEGABYTES = 3000  # what CUDA's libraries take of the host's memory: a guess, too
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class CellWork:
     adapters: bool  # few parameters are trained
     downsample: int  # of ResNet18
     training: dict
+    gpu: bool = False
+    threads: int = 1
 
     @property
     def blocks(self) -> int:
@@ -54,9 +58,9 @@ def preprocess_minutes(scans: int, attempt: int) -> int:
     return doubling(5 + scans, attempt)
 
 
-def embed_memory(cut: str, scans: int, batch_size: int, attempt: int) -> int:
-    """MB: the encoder (93 M parameters), activations by batch, what is kept of the shard, and a copy to write it."""
-    return doubling(2500 + 500 * batch_size + 2 * KEPT_MEGABYTES.get(cut, 1.6) * scans, attempt)
+def embed_memory(cut: str, batch_size: int, attempt: int) -> int:
+    """MB: the encoder (93 M parameters), activations and volumes by batch; scans are written one by one."""
+    return doubling(1500 if cut == "volume" else 3000 + 500 * batch_size, attempt)
 
 
 def embed_minutes(scans: int, attempt: int) -> int:
@@ -73,6 +77,8 @@ def train_memory(cell: CellWork, attempt: int) -> int:
         model, activations = 133, RESNET_MEGABYTES / cell.downsample**3 * cell.at_once
     else:
         model, activations = (0 if cell.adapters else 31 * cell.blocks), BLOCK_MEGABYTES * cell.blocks * cell.at_once
+    if cell.gpu:
+        activations = GPU_MEGABYTES  # they are on the GPU; its libraries are not
     # Trained: parameters, gradients, two moments; the server's, the best round's and their copies in the checkpoint; of every
     # client its reply as sent and as read, and with FedCE what it keeps. Measured: 4.6 GB for ResNet18 with four clients.
     return doubling(HEAD_MEGABYTES.get(cell.head, 3000) + activations + model * (8 + 4 * cell.clients), attempt)
@@ -85,7 +91,8 @@ def train_minutes(cell: CellWork, attempt: int) -> int:
     else:
         step = HEAD_SECONDS.get(cell.head, 0.8) + BLOCK_SECONDS * cell.blocks
     scans = cell.scans * cell.training["rounds"] * cell.training["local_epochs"]
-    return doubling(5 + scans * step / 60, attempt)
+    faster = GPU_SPEED if cell.gpu else max(1, 0.7 * cell.threads)
+    return doubling(5 + scans * step / faster / 60, attempt)
 
 
 def evaluate_memory(cells: int, attempt: int) -> int:
