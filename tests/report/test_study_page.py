@@ -259,7 +259,7 @@ def test_comparisons_give_the_difference_with_its_interval_first_and_p_after(arg
     html = section(rendered(study_page(STUDY, **arguments)), "Comparisons")
     assert "Every pair of cells is compared" in html
     assert "1 of 3 stay below 0.05" in html
-    assert "1 tests, 1 of the 1 among them, have fewer than ten cases or controls" in html
+    assert "In 1 test, 1 of those 1 among them, there are fewer than ten cases or controls" in html
     cells = cells_of(html)
     assert cells[:6] == ["linear / frozen / fedavg", "site only", "pooled", "+0.13 [+0.03, +0.23]", "0.034", "0.068"]
     assert cells[12:16] == ["+0.11 [+0.01, +0.21]", "&lt; 0.001", "0.001", "0.021"]

@@ -10,6 +10,7 @@ from html import escape
 
 import pandas as pd
 
+from fedbrain.evaluation.metrics import counted
 from fedbrain.evaluation.reported import DELONG, FEW, reported_auc
 from fedbrain.models.cards import CARDS, overlap
 from fedbrain.registry import REFERENCES
@@ -371,7 +372,7 @@ def _comparison_words(study: Mapping, comparisons: pd.DataFrame) -> str:
         f"pooled: {len(tested):,} tests. The interval is of the difference itself (paired bootstrap over subjects); *p* is "
         f"DeLong's, *Holm* the same corrected over {family}: {below} of {len(tested):,} stay below {ALPHA}. "
         + (
-            f"{int(rough.sum()):,} tests{f', {found} of the {below} among them,' if below else ''} have fewer than ten cases or "
+            f"In {counted(int(rough.sum()), 'test')}{f', {found} of those {below} among them,' if below else ''} there are fewer than ten cases or "
             "controls: their p-values and limits are rough and no evidence by themselves. "
             if rough.any()
             else ""
