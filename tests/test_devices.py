@@ -1,10 +1,10 @@
+import importlib.util
 import logging
-import shutil
 
 import pytest
 import torch
 
-from fedbrain.devices import FittingBatch, autocast, be_repeatable, require_compiler
+from fedbrain.devices import FittingBatch, autocast, be_repeatable, compiles
 from fedbrain.errors import StudyError
 
 
@@ -83,13 +83,15 @@ def test_bfloat16_is_used_where_it_is_asked_for():
             assert layer(x).dtype == kind
 
 
-def test_a_missing_compiler_is_told_before_any_work(monkeypatch):
-    if shutil.which("g++"):
-        require_compiler("cpu")
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(StudyError, match=r"training\.compile: .* set compile: false"):
-        require_compiler("cpu")
+def test_networks_are_compiled_on_a_gpu_only_and_a_missing_compiler_is_told(monkeypatch, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert not compiles("cpu")
+    assert "not on the CPU" in caplog.text
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(StudyError, match=r"training\.compile: .* triton .* compile: false"):
+        compiles("cuda")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert compiles("cuda")
 
 
 @pytest.mark.parametrize("sign", ["CUBLAS_STATUS_ALLOC_FAILED when calling", "CUDA error: out of memory"])

@@ -3,7 +3,6 @@
 import ctypes
 import logging
 import os
-import shutil
 from collections.abc import Callable, Sequence
 
 from fedbrain.errors import StudyError
@@ -129,17 +128,21 @@ class FittingBatch:
                 torch.cuda.empty_cache()
 
 
-def require_compiler(device: str) -> None:
-    """Raises StudyError where ``torch.compile`` would find no compiler: a C++ one for the CPU, triton for a GPU."""
+def compiles(device: str) -> bool:
+    """Whether a network is compiled where the config asks for it: on a GPU; on the CPU it was measured not to pay.
+
+    Raises StudyError where torch's compiler for GPUs is not installed.
+    """
     from importlib.util import find_spec
 
     import torch
 
-    gpu = torch.device(device).type == "cuda"
-    if gpu and find_spec("triton") is None:
+    if torch.device(device).type != "cuda":
+        logger.warning("training.compile: not on the CPU, where compiled steps were slower (docs/performance.md)")
+        return False
+    if find_spec("triton") is None:
         raise StudyError("training.compile: torch needs the package triton on a GPU; install it, or set compile: false")
-    if not gpu and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise StudyError("training.compile: torch needs a C++ compiler (g++); install one, or set compile: false")
+    return True
 
 
 def _out_of_memory(error: Exception) -> bool:

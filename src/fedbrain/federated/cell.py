@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from fedbrain.devices import be_repeatable, require_compiler
+from fedbrain.devices import be_repeatable, compiles
 from fedbrain.errors import StudyError
 from fedbrain.federated.accounting import PeakMemory
 from fedbrain.federated.aggregation import build_rule
@@ -107,8 +107,7 @@ def train_cell(
         raise StudyError("no client has training scans; see the split and results/volumes/*/*.tsv")
     be_repeatable(device, deterministic=options.deterministic)
 
-    if options.compile:
-        require_compiler(device)
+    compiled = options.compile and compiles(device)
     source = source or EncoderSource()
     tuned: Tuning = build("tuning", tuning, given["tuning"])
     model = build_classifier(
@@ -119,8 +118,8 @@ def train_cell(
     def build_model() -> nn.Module:
         # Copies share what is frozen: it never changes, and may be most of the memory.
         copied = copy.deepcopy(model, dict(frozen))
-        if options.compile:
-            copied.compile()
+        if compiled:
+            copied.compile(dynamic=False)  # with shapes left open, it fails on the strided convolutions
         return copied
 
     origin = next(iter(clients.values())).origin

@@ -42,7 +42,7 @@ class TrainingOptions:
     micro_batch: int | None = None  # scans through the network at once; the gradients of a batch are summed over them
     precision: str = "float32"  # or "bfloat16": torch's autocast; weights, optimizer and messages stay float32
     deterministic: bool = True  # on a GPU: repeatable kernels only
-    compile: bool = False  # torch.compile, where a compiler is installed
+    compile: bool = False  # torch.compile, on a GPU
 
     def __post_init__(self):
         for name in ("rounds", "local_epochs", "batch_size", "micro_batch"):
