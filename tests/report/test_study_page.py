@@ -259,10 +259,10 @@ def test_comparisons_give_the_difference_with_its_interval_first_and_p_after(arg
     html = section(rendered(study_page(STUDY, **arguments)), "Comparisons")
     assert "Every pair of cells is compared" in html
     assert "1 of 3 stay below 0.05" in html
-    assert "In 1 test, 1 of those 1 among them, there are fewer than ten cases or controls" in html
+    assert "(marked *) are 1 of the tests, 1 of those below 0.05 among them" in html
     cells = cells_of(html)
     assert cells[:6] == ["linear / frozen / fedavg", "site only", "pooled", "+0.13 [+0.03, +0.23]", "0.034", "0.068"]
-    assert cells[12:16] == ["+0.11 [+0.01, +0.21]", "&lt; 0.001", "0.001", "0.021"]
+    assert cells[12:16] == ["+0.11 [+0.01, +0.21]", "&lt; 0.001*", "0.001*", "0.021"]
     named = dict(STUDY["evaluation"], comparisons={"reference": ["linear", "frozen", "local"], "family": "client"})
     html = section(rendered(study_page(STUDY | {"evaluation": named}, **arguments)), "Comparisons")
     assert "Every cell is compared with <strong>linear / frozen / local</strong>" in html
@@ -297,10 +297,10 @@ def test_small_groups_are_warned_of_and_only_the_drawn_cells_are_shown(arguments
     html = section(rendered(study_page(STUDY, **arguments)), "Subgroups")
     assert "1 of the 2 groups have fewer than ten cases" in html
     cells = cells_of(html)
-    assert cells[:5] == ["sex", "F", "30", "30", "0.81 [0.61, 1.01]"]
-    assert cells[7:10] == ["reference", "reference", ""]
-    assert cells[10:15] == ["sex", "M", "4", "30", "0.62 [0.42, 0.82]"]
-    assert cells[17:20] == ["-0.21 [-0.41, -0.01]", "+0.13 [-0.07, +0.33]", "too few"]
+    assert cells[:6] == ["sex", "F", "30", "30", "", "0.81 [0.61, 1.01]"]
+    assert cells[8:10] == ["reference", "reference"]
+    assert cells[10:16] == ["sex", "M", "4", "30", "too few", "0.62 [0.42, 0.82]"]
+    assert cells[18:20] == ["-0.21 [-0.41, -0.01]", "+0.13 [-0.07, +0.33]"]
     assert "0.55" not in html
     arguments["subgroups"] = arguments["subgroups"].iloc[:0]
     assert "asks for no subgroups" in rendered(study_page(STUDY, **arguments))

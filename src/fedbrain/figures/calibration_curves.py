@@ -119,7 +119,9 @@ def _numbers(axes, performance, cell):
         if f"calibration_{name}" in values and not pd.isna(values[f"calibration_{name}"])
     ]
     if lines:
-        axes.text(0, 1.03, ", ".join(lines), transform=axes.transAxes, fontsize=SMALL, color=GUIDE)
+        axes.annotate(
+            ", ".join(lines), (0, 1), (0, 3), "axes fraction", textcoords="offset points", fontsize=SMALL, color=GUIDE
+        )
 
 
 def _handles(own, level):

@@ -91,5 +91,6 @@ def _panel(axes, own, row):
         text = f"AUC {row['value']:.2f}"
         if not pd.isna(row["low"]):
             text += f"\n[{row['low']:.2f}, {row['high']:.2f}]" + ("*" if row["interval"] == DELONG else "")
-        axes.text(0.98, 0.04, text, ha="right", va="bottom", fontsize=SMALL, linespacing=1.2)
+        ground = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}
+        axes.text(0.98, 0.04, text, ha="right", va="bottom", fontsize=SMALL, linespacing=1.2, bbox=ground)
     return None

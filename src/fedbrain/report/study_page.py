@@ -10,7 +10,6 @@ from html import escape
 
 import pandas as pd
 
-from fedbrain.evaluation.metrics import counted
 from fedbrain.evaluation.reported import DELONG, FEW, reported_auc
 from fedbrain.models.cards import CARDS, overlap
 from fedbrain.registry import REFERENCES
@@ -18,6 +17,7 @@ from fedbrain.registry import REFERENCES
 NONE = "–"
 SITE_ONLY = ("site_only", "none", "none")  # the baseline among the cells
 ALPHA = 0.05  # what a p-value after Holm's correction is counted against (ours)
+ROUGH = "p-values and limits are rough"  # in the note of a comparison on few subjects
 ROOM = 12  # rows of a table that the page shows at once; longer ones are opened by the reader
 MOST = 200  # rows of an opened table; the rest is in the file
 
@@ -365,15 +365,16 @@ def _comparison_words(study: Mapping, comparisons: pd.DataFrame) -> str:
         if options["reference"]
         else "Every pair of cells is compared"
     )
-    rough = tested["note"].fillna("").str.contains("p-values and limits are rough")
+    rough = tested["note"].fillna("").str.contains(ROUGH)
     found = int((rough & (tested["p_holm"] < ALPHA)).sum())
     return (
         f"{against}, the classifier that knows the site alone among them, on the same test subjects, for each client and "
         f"pooled: {len(tested):,} tests. The interval is of the difference itself (paired bootstrap over subjects); *p* is "
         f"DeLong's, *Holm* the same corrected over {family}: {below} of {len(tested):,} stay below {ALPHA}. "
         + (
-            f"In {counted(int(rough.sum()), 'test')}{f', {found} of those {below} among them,' if below else ''} there are fewer than ten cases or "
-            "controls: their p-values and limits are rough and no evidence by themselves. "
+            f"On fewer than ten cases or controls (marked \\*) are {int(rough.sum()):,} of the tests"
+            + (f", {found:,} of those below {ALPHA} among them" if below else "")
+            + ": their p-values and limits are rough, and no evidence by themselves. "
             if rough.any()
             else ""
         )
@@ -391,7 +392,8 @@ def _comparison_tables(study: Mapping, comparisons: pd.DataFrame) -> str:
         a, b = (
             "site only" if name == baseline else name.replace("/", " / ") for name in (row["cell_a"], row["cell_b"])
         )
-        shown = [a, b, row["client"], (_difference(row),), _p(row["p_delong"]), _p(row["p_holm"])]
+        few = "*" if not pd.isna(row["note"]) and ROUGH in row["note"] else ""
+        shown = [a, b, row["client"], (_difference(row),), _p(row["p_delong"]) + few, _p(row["p_holm"]) + few]
         shown += [NONE if pd.isna(row["seed_se"]) else f"{row['seed_se']:.3f}", row["subjects"], row["positives"]]
         first = reference or baseline in (row["cell_a"], row["cell_b"])
         kind = "clients" if row["client"] != "pooled" else "against" if first else "pairs"
@@ -494,8 +496,8 @@ def _subgroup_words(study: Mapping, subgroups: pd.DataFrame, drawn: str) -> str:
 
 
 def _subgroup_tables(study: Mapping, subgroups: pd.DataFrame, drawn: str) -> str:
-    header = ["attribute", "group", "cases", "controls", "AUC", "sensitivity", "specificity"]
-    header += ["TPR difference", "FPR difference", "warning"]
+    header = ["", "group", "cases", "controls", "warning", "AUC", "sensitivity", "specificity"]
+    header += ["TPR difference", "FPR difference"]
     parts = []
     for place, cell in enumerate(_subgroup_cells(study, subgroups, drawn)):
         own = subgroups[(subgroups[["head", "tuning", "aggregation"]] == list(cell)).all(axis=1)]
@@ -510,7 +512,7 @@ def _subgroup_tables(study: Mapping, subgroups: pd.DataFrame, drawn: str) -> str
                 against = [_signed(of[name]) for name in ("tpr_difference", "fpr_difference")]
             few = min(any_row["positives"], any_row["negatives"]) < 10
             counts = [any_row["positives"], any_row["negatives"]]
-            rows.append([attribute, group, *counts, *values, *against, ("too few",) if few else ""])
+            rows.append([attribute, group, *counts, ("too few",) if few else "", *values, *against])
         title, table = " / ".join(cell), _table(header, rows, left=2)
         parts.append(_details(title, table) if place else f"<p>{escape(title)}:</p>\n{table}")
     return "\n".join(parts) or "<p>None.</p>"
