@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
+from fedbrain.evaluation.reported import interval_words, reported_auc
 from fedbrain.figures.style import (
     GUIDE,
     PAGE,
@@ -40,7 +41,7 @@ def auc_by_client(
     pooled panel.
     A panel without an AUC says why.
     """
-    auc = performance[performance["metric"] == "auc"]
+    auc = reported_auc(performance)
     cells = auc[auc["head"] == head]
     if tuning is None and len(cells):
         tuning = cells["tuning"].iloc[0]
@@ -69,7 +70,7 @@ def auc_by_client(
     for axes in panels[len(styles) :]:
         axes.set_axis_off()
 
-    handles = [Line2D([], [], color=GUIDE, marker="o", label=f"federated, {100 * level:g} % interval")]
+    handles = [Line2D([], [], color=GUIDE, marker="o", label="federated")]
     if set(REFERENCES) & set(places):
         handles.append(Line2D([], [], color=GUIDE, marker="o", mfc="white", label="not federated"))
     handles.append(Line2D([], [], color=GUIDE, linestyle=":", linewidth=1.2, label="chance (0.5)"))
@@ -85,7 +86,7 @@ def auc_by_client(
         title_fontproperties={"weight": "bold", "size": 10},
         alignment="left",
     )
-    footnotes(figure, _notes(cells, styles, floor))
+    footnotes(figure, [f"Bars: {interval_words(cells, level)}.", *_notes(cells, styles, floor)])
     return figure
 
 

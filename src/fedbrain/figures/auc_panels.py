@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
+from fedbrain.evaluation.reported import interval_words, reported_auc
 from fedbrain.figures.style import (
     GUIDE,
     PAGE,
@@ -43,7 +44,7 @@ def auc_panels(
     Chance (0.5) and the pooled AUC of the site-only baseline, where the table has it, are lines; references stand behind a
     darker line, with hollow markers. A cohort without an AUC is marked, and explained below.
     """
-    auc = performance[performance["metric"] == "auc"]
+    auc = reported_auc(performance)
     auc = auc.set_index(["head", "tuning", "aggregation"], drop=False).sort_index()
     wanted = list(dict.fromkeys(group.cell for _, groups in panels for group in groups))
     cells = pd.concat([auc.loc[[cell]] for cell in wanted])
@@ -63,7 +64,9 @@ def auc_panels(
     for axes in places[len(panels) :]:
         axes.set_axis_off()
     for axes in places[: len(panels) : columns]:
-        axes.set_ylabel(f"test AUC, {100 * level:g} % interval" + (f"\n(axis starts at {floor:g})" if floor else ""))
+        axes.set_ylabel(
+            f"test AUC\n{interval_words(cells, level)}" + (f"\n(axis starts at {floor:g})" if floor else "")
+        )
 
     counts = subject_counts(cells)
     handles = [
