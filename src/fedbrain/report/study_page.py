@@ -116,10 +116,14 @@ def _list(items: Sequence[str]) -> str:
     return "<ul>\n" + "\n".join(f"<li>{escape(item)}</li>" for item in items) + "\n</ul>"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence], *, left: int = 1) -> str:
-    """An HTML table; the first ``left`` columns are text, the others numbers. A cell that is a tuple is bold."""
+def _table(header: Sequence[str], rows: Sequence[Sequence], *, left: int = 1, wrap: bool = False) -> str:
+    """An HTML table; the first ``left`` columns are text, the others numbers. A cell that is a tuple is bold.
+
+    Lines break within a cell with ``wrap`` only.
+    """
     side = ["left" if column < left else "right" for column in range(len(header))]
-    style = "padding:3px 10px;border-bottom:1px solid #d0d0d0;white-space:nowrap;vertical-align:top;text-align:"
+    style = "padding:3px 10px;border-bottom:1px solid #d0d0d0;vertical-align:top;"
+    style += "text-align:" if wrap else "white-space:nowrap;text-align:"
 
     def cell(tag: str, value, column: int) -> str:
         text = escape(str(value[0] if isinstance(value, tuple) else value))
@@ -530,21 +534,14 @@ def _bytes(count: float) -> str:
 
 
 def _cost_table(efficiency: pd.DataFrame, summaries: Sequence[Mapping]) -> str:
+    """Two tables: what a cell is, the same on every machine, and what it took on this one."""
     best: dict[tuple, set[int]] = {}
     for run in summaries:
         best.setdefault(tuple(run["cell"].values()), set()).update(run["best_round"].values())
-    header = ["head", "tuning", "aggregation", "trained parameters", "of all", "bytes down", "bytes up"]
-    header += [
-        "GMACs",
-        "GMACs a step",
-        "GMACs published",
-        "peak memory",
-        "s a round",
-        "s a scan",
-        "s a run",
-        "best round",
-    ]
-    rows = []
+    axes = ["head", "tuning", "aggregation"]
+    header = [*axes, "trained parameters", "of all", "bytes down", "bytes up", "GMACs", "a step", "published"]
+    taken = [*axes, "peak memory", "s a round", "s a scan", "s a run", "best round"]
+    rows, machine = [], []
     for row in efficiency.to_dict("records"):
         cell = (row["head"], row["tuning"], row["aggregation"])
         numbers = sorted(best[cell])
@@ -558,6 +555,11 @@ def _cost_table(efficiency: pd.DataFrame, summaries: Sequence[Mapping]) -> str:
                 f"{row['gmacs']:.1f}",
                 _small(row["gmacs_step"]),
                 NONE if pd.isna(row["gmacs_reference"]) else f"{row['gmacs_reference']:.1f}",
+            ]
+        )
+        machine.append(
+            [
+                *cell,
                 _bytes(row["peak_memory"]),
                 _small(row["seconds_round"]),
                 _small(row["seconds_scan"]),
@@ -565,7 +567,7 @@ def _cost_table(efficiency: pd.DataFrame, summaries: Sequence[Mapping]) -> str:
                 f"{numbers[0]}–{numbers[-1]}" if len(numbers) > 1 else numbers[0],
             ]
         )
-    return _table(header, rows, left=3)
+    return _table(header, rows, left=3) + "\n" + _table(taken, machine, left=3)
 
 
 def _small(value: float) -> str:
@@ -636,7 +638,7 @@ def _method_table(study: Mapping, summaries: Sequence[Mapping]) -> str:
     facts["training"] = _listed(training)
     if summaries:
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in summaries[0]["versions"].items())
-    return _table(["", ""], list(facts.items()), left=2)
+    return _table(["", ""], list(facts.items()), left=2, wrap=True)
 
 
 def _listed(options: Mapping) -> str:
