@@ -1,10 +1,11 @@
-import time
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from torch import nn
 
-from fedbrain.federated.accounting import PeakMemory, anonymous_memory, payload_bytes
+from fedbrain.federated.accounting import payload_bytes
 from fedbrain.federated.sharing import Sharing
 
 
@@ -41,14 +42,22 @@ def test_bytes_of_arrays():
 
 def test_peak_memory_remembers_what_was_held_and_is_of_the_block_alone(tmp_path):
     np.save(tmp_path / "mapped.npy", np.ones(25_000_000))  # 200 MB
-    before = anonymous_memory()
-    with PeakMemory("cpu") as quiet:
-        assert np.load(tmp_path / "mapped.npy", mmap_mode="r").sum() == 25_000_000  # pages of a file do not count
-        time.sleep(0.2)
-    with PeakMemory("cpu") as busy:
-        block = np.ones(25_000_000)
-        time.sleep(0.2)
-        del block
-        time.sleep(0.2)
-    assert quiet.bytes - before < 60e6
-    assert busy.bytes - before > 180e6
+    program = """
+import sys, time
+import numpy as np
+from fedbrain.federated.accounting import PeakMemory, anonymous_memory
+before = anonymous_memory()
+with PeakMemory("cpu") as quiet:
+    assert np.load(sys.argv[1], mmap_mode="r").sum() == 25_000_000  # pages of a file do not count
+    time.sleep(0.2)
+with PeakMemory("cpu") as busy:
+    block = np.ones(25_000_000)
+    time.sleep(0.2)
+    del block
+    time.sleep(0.2)
+print(quiet.bytes - before, busy.bytes - before)
+"""  # in a process of its own: this one has memory to reuse
+    command = [sys.executable, "-c", program, str(tmp_path / "mapped.npy")]
+    quiet, busy = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert quiet < 60e6
+    assert busy > 180e6

@@ -36,7 +36,7 @@ def test_memory_and_time_are_those_of_the_rules(jobs):
     for job in jobs["preprocess_shard"]:
         assert "mem=3500M" in job["ReqTRES"] if "ReqTRES" in job else job["MinMemoryNode"] == "3500M"
     for job in jobs["evaluate_cells"]:
-        assert job["TimeLimit"] == "00:06:00"
+        assert job["TimeLimit"] == "00:07:00"  # seven cells
 
 
 def test_a_gpu_rule_without_a_gpu_says_that_it_runs_on_the_cpu(study):
