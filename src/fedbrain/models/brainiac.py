@@ -10,19 +10,15 @@ token.
 """
 
 import argparse
-import logging
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 
 from fedbrain.models.cards import CARDS
-from fedbrain.models.encoder import Encoder
-from fedbrain.models.weights import Layout, read_weights
-
-logger = logging.getLogger(__name__)
+from fedbrain.models.encoder import Encoder, load_encoder
+from fedbrain.models.weights import Layout
 
 IMAGE, PATCH, GRID = 96, 16, 6  # voxels, voxels, tokens; each along one axis
 WIDTH, MLP, DEPTH, HEADS = 768, 3072, 12, 12
@@ -96,22 +92,5 @@ class BrainIAC(Encoder):
 
 
 def load_brainiac(path: str | Path | None, *, seed: int = 0) -> BrainIAC:
-    """The encoder in eval mode, on the CPU.
-
-    Args:
-        path: the published checkpoint ``BrainIAC.ckpt``, or None for random weights.
-        seed: of the random weights; without effect where ``path`` is given. The caller's random state stays as it is.
-
-    Raises:
-        StudyError: the file is missing, damaged, of another kind, or holds another network's weights.
-    """
-    if path is None:
-        logger.warning("RANDOM WEIGHTS (seed %d) in the image encoder: embeddings carry no pretraining", seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return BrainIAC().eval()
-    with torch.device("meta"):  # nothing is drawn only to be overwritten
-        encoder = BrainIAC()
-    shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
-    encoder.load_state_dict(read_weights(path, shapes, CHECKPOINT), assign=True)
-    return encoder.eval()
+    """The encoder from ``BrainIAC.ckpt``, or with random weights; as :func:`fedbrain.models.encoder.load_encoder`."""
+    return load_encoder(BrainIAC, path, CHECKPOINT, seed=seed)

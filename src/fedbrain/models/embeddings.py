@@ -9,9 +9,10 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -105,9 +106,8 @@ def embed_shard(
         "%s: %d scans, %d kept from before, %d to compute", cut, len(scans), len(scans) - len(missing), len(missing)
     )
 
-    embedded = _embedded(
-        folder, [scans[i] for i in missing], (encoder, cut, weights, seed, device, precision), batch_size
-    )
+    build = partial(_computation, encoder, cut, weights, seed, device, precision)
+    embedded = _embedded(folder, [scans[i] for i in missing], cut, build, batch_size)
     metadata = {
         "scans": json.dumps([scan.scan for scan in scans]),
         "keys": json.dumps([scan.key for scan in scans]),
@@ -120,13 +120,11 @@ def embed_shard(
     return {"scans": len(scans), "encoder": fingerprint, "weights": identity, "cut": cut, "sha256": sha256}
 
 
-def _embedded(folder, scans: Sequence[_Scan], how: tuple, batch_size: int) -> Iterator[Tensor]:
-    """What is kept of each of ``scans``, in their order. Nothing is loaded for none."""
+def _embedded(folder, scans: Sequence[_Scan], cut: str, build: Callable, batch_size: int) -> Iterator[Tensor]:
+    """What is kept of each of ``scans``, in their order, by the function that ``build`` gives. Nothing is built for none."""
     if not scans:
         return
-    cut, device = how[1], how[4]
-    be_repeatable(device)
-    compute, fitting = _computation(*how), FittingBatch(batch_size)
+    compute, fitting = build(), FittingBatch(batch_size)
     batches = [scans[start : start + batch_size] for start in range(0, len(scans), batch_size)]
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(scans), unit="scan", mininterval=5) as progress:
         # The next batch is read and unzipped while the device computes this one.
@@ -235,6 +233,7 @@ def _computation(encoder: str, cut: str, weights, seed: int, device: str, precis
     """The function from volumes (B, 1, 128, 128, 128) to what is kept of them, on the CPU."""
     if cut == VOLUME:
         return lambda volumes: volumes
+    be_repeatable(device)
     network = lookup("encoder", encoder)(weights, seed=seed).to(device)
     start = start_of(cut)
 

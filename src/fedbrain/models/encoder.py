@@ -1,10 +1,16 @@
 """What every image encoder of the registry is: a transformer whose frozen first blocks can be computed once and kept."""
 
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from fedbrain.models.cards import EncoderCard
+from fedbrain.models.weights import Layout, read_weights
+
+logger = logging.getLogger(__name__)
 
 VOLUME = (128, 128, 128)  # voxels of 1.5 mm, axes RAS: what the preprocessing writes, whatever the encoder makes of it
 
@@ -90,3 +96,27 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"block {block} is not there: this encoder has {self.depth}, so 0 to {self.depth} can be named"
             )
+
+
+def load_encoder(kind: type[Encoder], path: str | Path | None, layout: Layout, *, seed: int = 0) -> Encoder:
+    """An encoder of ``kind`` in eval mode, on the CPU.
+
+    Args:
+        kind: the class.
+        path: the published checkpoint, or None for random weights.
+        layout: where the weights lie in such a checkpoint.
+        seed: of the random weights; without effect where ``path`` is given. The caller's random state stays as it is.
+
+    Raises:
+        StudyError: the file is missing, damaged, of another kind, or holds another network's weights.
+    """
+    if path is None:
+        logger.warning("RANDOM WEIGHTS (seed %d) in the image encoder: embeddings carry no pretraining", seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return kind().eval()
+    with torch.device("meta"):  # nothing is drawn only to be overwritten
+        encoder = kind()
+    shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    encoder.load_state_dict(read_weights(path, shapes, layout), assign=True)
+    return encoder.eval()

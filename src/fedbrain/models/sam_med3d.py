@@ -26,7 +26,6 @@ sees zeros at the pads; the pad is therefore sent through qkv as a real zero tok
 """
 
 import argparse
-import logging
 from pathlib import Path
 
 import torch
@@ -34,10 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbrain.models.cards import CARDS
-from fedbrain.models.encoder import Encoder
-from fedbrain.models.weights import Layout, read_weights
-
-logger = logging.getLogger(__name__)
+from fedbrain.models.encoder import Encoder, load_encoder
+from fedbrain.models.weights import Layout
 
 PATCH, GRID, WINDOW = 16, 8, 14  # voxels, tokens, tokens; each along one axis
 WIDTH, HEADS, DEPTH, CHANNELS = 768, 12, 12, 384
@@ -200,22 +197,5 @@ class ImageEncoder(Encoder):
 
 
 def load_image_encoder(path: str | Path | None, *, seed: int = 0) -> ImageEncoder:
-    """The encoder in eval mode, on the CPU.
-
-    Args:
-        path: the released checkpoint ``sam_med3d_turbo.pth``, or None for random weights.
-        seed: of the random weights; without effect where ``path`` is given. The caller's random state stays as it is.
-
-    Raises:
-        StudyError: the file is missing, damaged, of another kind, or holds another network's weights.
-    """
-    if path is None:
-        logger.warning("RANDOM WEIGHTS (seed %d) in the image encoder: embeddings carry no pretraining", seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return ImageEncoder().eval()
-    with torch.device("meta"):  # nothing is drawn only to be overwritten
-        encoder = ImageEncoder()
-    shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
-    encoder.load_state_dict(read_weights(path, shapes, CHECKPOINT), assign=True)
-    return encoder.eval()
+    """The encoder from ``sam_med3d_turbo.pth``, or with random weights; as :func:`fedbrain.models.encoder.load_encoder`."""
+    return load_encoder(ImageEncoder, path, CHECKPOINT, seed=seed)
