@@ -132,7 +132,8 @@ def simulated(wildcards):
 def kept_files(wildcards, ending):
     """What the frozen prefix of a cell's encoder made of all shards."""
     source = KEPT[wildcards.head, wildcards.tuning]
-    return shards(f"results/embeddings/{source.encoder}/{source.cut}/{{cohort}}/{{shard}}.{ending}")
+    places = {"encoder": source.encoder, "cut": source.cut, "cohort": "{cohort}", "shard": "{shard}"}
+    return shards(f"{KEPT_FILES}.{ending}".format(**places))
 
 
 def weights_of(encoder):
@@ -140,10 +141,14 @@ def weights_of(encoder):
     return next(source.weights for source in KEPT.values() if source.encoder == encoder)
 
 
-def weights_file(encoder):
-    """The file to wait for; its time does not count, its checksum is a parameter."""
-    weights = weights_of(encoder)
-    return [] if weights == "random" else ancient(weights)
+def weights_file(weights):
+    """The file to wait for, if it is one; its time does not count, its checksum is a parameter."""
+    return [] if weights in (None, "random") else ancient(weights)
+
+
+def weights_sha256(weights):
+    """The checksum of weights that are a file."""
+    return None if weights in (None, "random") else WEIGHTS
 
 
 def embedding_code(wildcards):
@@ -161,7 +166,7 @@ def embedding_params(wildcards):
     return {
         "encoder": STUDY["encoder"]["name"],
         "weights": weights,
-        "sha256": None if weights == "random" else WEIGHTS,
+        "sha256": weights_sha256(weights),
         "precision": STUDY["encoder"]["precision"],
         "seed": STUDY["seed"],
     }
@@ -177,18 +182,12 @@ def trained_weights(wildcards):
     return study.weights_to_train(STUDY, wildcards.head, wildcards.tuning)
 
 
-def cell_weights(wildcards):
-    """The file of these weights, to wait for."""
-    weights = trained_weights(wildcards)
-    return [] if weights in (None, "random") else ancient(weights)
-
-
 def cell_encoder(wildcards):
     """The encoder of a cell, and the weights that its job loads, if any; None where the cell has no encoder."""
-    if KEPT[wildcards.head, wildcards.tuning].encoder == "none" and trained_weights(wildcards) is None:
-        return None
     weights = trained_weights(wildcards)
-    sha256 = None if weights in (None, "random") else WEIGHTS
+    if KEPT[wildcards.head, wildcards.tuning].encoder == "none" and weights is None:
+        return None
+    sha256 = weights_sha256(weights)
     return {"name": STUDY["encoder"]["name"], "weights": weights, "sha256": sha256, "seed": STUDY["seed"]}
 
 

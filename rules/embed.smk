@@ -6,7 +6,7 @@
 rule embed_shard:
     input:
         table="results/volumes/{cohort}/{shard}.tsv",
-        weights=lambda wildcards: weights_file(wildcards.encoder),
+        weights=lambda wildcards: weights_file(weights_of(wildcards.encoder)),
     output:
         embeddings=update(f"{KEPT_FILES}.safetensors"),
         summary=f"{KEPT_FILES}.json",

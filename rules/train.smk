@@ -7,7 +7,7 @@ rule train_cell:
         splits="results/cohorts/splits.tsv",
         summaries=lambda wildcards: kept_files(wildcards, "json"),
         embeddings=ancient(lambda wildcards: kept_files(wildcards, "safetensors")),
-        weights=cell_weights,
+        weights=lambda wildcards: weights_file(trained_weights(wildcards)),
     output:
         rounds=f"{RUN}/rounds.tsv",
         predictions=f"{RUN}/predictions.tsv",
