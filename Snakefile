@@ -18,10 +18,15 @@ if not workflow.overwrite_configfiles:
 
 include: "rules/common.smk"
 include: "rules/cohorts.smk"
+include: "rules/dicom.smk"
 include: "rules/preprocess.smk"
+include: "rules/intensity.smk"
+include: "rules/quality.smk"
+include: "rules/export.smk"
 include: "rules/embed.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
+include: "rules/site_effects.smk"
 include: "rules/figures.smk"
 
 
@@ -30,6 +35,7 @@ report: os.path.abspath("results/report/study.rst")
 
 localrules:
     all,
+    derivatives,
 
 
 rule all:
@@ -38,7 +44,14 @@ rule all:
         "results/report/study.rst",
         "results/evaluation/performance.tsv",
         "results/evaluation/efficiency.tsv",
+        quality_pages(),
         figure_files(),
+
+
+# Volumes for other software, no part of the study itself.
+rule derivatives:
+    input:
+        expand("results/derivatives/{cohort}", cohort=COHORTS),
 
 
 onsuccess:

@@ -37,12 +37,12 @@ def usual_recipe(scan, brain: np.ndarray) -> dict:
     from nilearn.datasets import load_mni152_template
 
     from fedbrain.imaging import quality
-    from fedbrain.imaging.registration import GRID_AFFINE, _ants_image, template
+    from fedbrain.imaging.registration import GRID_AFFINE, ants_image, template
 
     reference = load_mni152_template(resolution=1)
-    fixed = _ants_image(reference.get_fdata(dtype=np.float32), reference.affine)
-    grid = _ants_image(template().values, GRID_AFFINE)
-    head, mask = _ants_image(scan.values, scan.affine), _ants_image(brain.astype(np.float32), scan.affine)
+    fixed = ants_image(reference.get_fdata(dtype=np.float32), reference.affine)
+    grid = ants_image(template().values, GRID_AFFINE)
+    head, mask = ants_image(scan.values, scan.affine), ants_image(brain.astype(np.float32), scan.affine)
     seconds, start = {}, time.process_time()
 
     def lap(name):
@@ -70,16 +70,17 @@ def all_heads(folder: Path, masks: Path | None) -> None:
     from fedbrain.imaging.registration import GRID_AFFINE, resample
 
     recipe = shard.complete_recipe({})
-    print(f"{'head':<20}{'seconds':>9}{'template Dice':>15}{'correlation':>13}{'reference Dice':>16}")
+    print(f"{'head':<20}{'seconds':>9}{'template Dice':>15}{'correlation':>13}{'similarity':>12}{'reference Dice':>16}")
     for path in sorted(folder.glob("*_T1w.nii.gz")):
         name, start = path.name.removesuffix("_T1w.nii.gz"), time.process_time()
         try:
-            _, brain, record = shard.compute_scan(reading.read_source(path), None, recipe, "cpu")
+            _, brain, record, _ = shard.compute_scan(reading.read_source(path), None, recipe, "cpu")
         except reading.ScanFailure as failure:
             print(f"{name:<20}  failed: {failure}")
             continue
         seconds, measured = time.process_time() - start, record["quality"]
         line = f"{name:<20}{seconds:>9.1f}{measured['mask_dice']:>15.3f}{measured['template_correlation']:>13.3f}"
+        line += f"{measured['registration_similarity']:>12.3f}"
         reference_path = masks and masks / f"{name}_brainmask.nii.gz"
         if reference_path and reference_path.exists():
             reference = reading.decode(reading.read_source(reference_path))
@@ -104,18 +105,18 @@ def main() -> None:
         return
 
     from fedbrain.imaging import reading, registration, shard
-    from fedbrain.imaging.brain_extraction import deepbet
+    from fedbrain.imaging.extractors.deepbet import deepbet
 
     with tempfile.TemporaryDirectory() as folder:
         source = reading.read_source(arguments.head or phantom(Path(folder)))
     scan = reading.decode(source)
     recipe = shard.complete_recipe({})
-    brain = deepbet(scan, None)
+    brain = deepbet(scan, None).brain
     registration.template()
     registration._fixed_image(recipe["registration_resolution"])
 
     start, wall = time.process_time(), time.perf_counter()
-    _, _, record = shard.compute_scan(source, None, recipe, "cpu")
+    _, _, record, _ = shard.compute_scan(source, None, recipe, "cpu")
     total, wall = time.process_time() - start, time.perf_counter() - wall
     usual = usual_recipe(scan, brain)
 

@@ -30,8 +30,11 @@ rule split_subjects:
     input:
         scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
         volumes=shards("results/volumes/{cohort}/{shard}.tsv"),
+        study=ancient("results/cohorts/study.json"),  # its thresholds; they count where they drop other scans, see dropping
     output:
         splits="results/cohorts/splits.tsv",
+        dropped="results/cohorts/dropped.tsv",
+        duplicates="results/cohorts/duplicates.tsv",
         provenance="results/cohorts/splits.json",
     log:
         "results/logs/split_subjects.log",
@@ -49,5 +52,6 @@ rule split_subjects:
         cohorts=COHORTS,
         splits=STUDY["splits"],
         seed=STUDY["seed"],
+        dropping=DROPPING,
     script:
         "../workflow_scripts/split_subjects.py"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedbrain import registry
 from fedbrain.cohorts import index as scan_index
+from fedbrain.models.tuning import OUTPUT
 from fedbrain.study import code as study_code
 from fedbrain.study import config as study
 from fedbrain.study import resources as work
@@ -33,19 +34,27 @@ if workflow.is_main_process and not RUNNING:
         root="results/cohorts",
         volumes="results/volumes",
         phantoms="results/phantoms",
+        nifti="results/nifti",
     )
     WEIGHTS = scan_index.file_sha256(STUDY["encoder"]["weights"], cache="results/cohorts/weights.json")
-    scan_index.write_json({"study": STUDY, "weights": WEIGHTS}, "results/cohorts/study.json")
-    for table in scan_index.left_over(INDEX, "results/volumes"):
+    EXTRACTOR = STUDY["preprocessing"]["extractor_weights"]
+    if EXTRACTOR:
+        found = scan_index.file_sha256(EXTRACTOR, cache="results/cohorts/extractor_weights.json")
+        study.settle_extractor(STUDY, found)
+    DROPPING = scan_index.dropping(STUDY, INDEX, volumes="results/volumes", record="results/cohorts/splits.json")
+    scan_index.write_json({"study": STUDY, "weights": WEIGHTS, "dropping": DROPPING}, "results/cohorts/study.json")
+    for folder, names in scan_index.left_over(INDEX, "results").items():
         say(
-            f"{table} belongs to no cohort or shard of this study any more; its volumes and embeddings are still on disk"
+            f"{folder} holds what belongs to no cohort or shard of this study any more: {', '.join(names)}; delete it where "
+            "data was withdrawn (docs/cohorts.md, Data that leaves the study)"
         )
 else:
     # The jobs of a running workflow, and whoever looks at it from outside, see the study that it was started with,
     # whatever has been written into the config since.
     if workflow.is_main_process and "--report" not in sys.argv:
         say("a workflow is running here (or was killed: then --unlock); showing the study as it was started")
-    STUDY, WEIGHTS = (json.loads(Path("results/cohorts/study.json").read_text())[key] for key in ("study", "weights"))
+    STARTED = json.loads(Path("results/cohorts/study.json").read_text())
+    STUDY, WEIGHTS, DROPPING = STARTED["study"], STARTED["weights"], STARTED["dropping"]
     INDEX = scan_index.read_index("results/cohorts")
 
 COHORTS = list(STUDY["cohorts"])
@@ -53,6 +62,13 @@ ALARM = "Untrained encoder (random weights)" if STUDY["encoder"]["weights"] == "
 CELLS = study.cells(STUDY)
 KEPT = {(cell.head, cell.tuning): study.kept(STUDY, cell.head, cell.tuning) for cell in CELLS}  # what cells train on
 KEPT_FILES = "results/embeddings/{encoder}/{cut}/{cohort}/{shard}"
+# The tunings of the grid whose embeddings are harmonized, and how.
+HARMONIZED = {cell.tuning: study.harmonization(STUDY, cell.tuning) for cell in CELLS}
+HARMONIZED = {tuning: how for tuning, how in HARMONIZED.items() if how}
+FITTED = STUDY["preprocessing"]["intensity"] in registry.FITTED_INTENSITIES  # on training subjects, so after the split
+# Where a shard's normalized volumes lie, for every stage that looks at those. A fitted method normalizes in a stage of
+# its own, after the split, which needs volumes first.
+NORMALIZED = "results/standardized/{cohort}/{shard}" if FITTED else "results/volumes/{cohort}/{shard}"
 ENVIRONMENT = "../envs/fedbrain.yaml"
 RUN = "results/runs/{head}/{tuning}/{aggregation}/seed-{seed}"
 # Heads that stand for themselves, without a tuning of the encoder.
@@ -129,11 +145,48 @@ def simulated(wildcards):
     return []
 
 
+def converted(wildcards):
+    """The scans converted from DICOM that a shard waits for, if it has some."""
+    if wildcards.shard in INDEX[wildcards.cohort]["dicom"]:
+        return [f"results/nifti/{wildcards.cohort}/{wildcards.shard}.tsv"]
+    return []
+
+
+def conversions():
+    """What became of all DICOM folders of the study."""
+    return [f"results/nifti/{cohort}/{shard}.tsv" for cohort in COHORTS for shard in INDEX[cohort]["dicom"]]
+
+
 def kept_files(wildcards, ending):
     """What the frozen prefix of a cell's encoder made of all shards."""
     source = KEPT[wildcards.head, wildcards.tuning]
     places = {"encoder": source.encoder, "cut": source.cut, "cohort": "{cohort}", "shard": "{shard}"}
     return shards(f"{KEPT_FILES}.{ending}".format(**places))
+
+
+def output_files(encoder, ending):
+    """The embeddings of all shards by an encoder that is frozen as a whole."""
+    return shards(f"{KEPT_FILES}.{ending}".format(encoder=encoder, cut=OUTPUT, cohort="{cohort}", shard="{shard}"))
+
+
+def frozen_encoders():
+    """The encoders whose embeddings some cell trains on."""
+    return list(dict.fromkeys(source.encoder for source in KEPT.values() if source.cut == OUTPUT))
+
+
+def encoder_of(tuning):
+    """The encoder of a tuning's cells, as it stands in file names."""
+    return next(source.encoder for (_, name), source in KEPT.items() if name == tuning)
+
+
+def harmonized_tunings(encoder):
+    """The tunings that harmonize the embeddings of an encoder."""
+    return [tuning for tuning in HARMONIZED if encoder_of(tuning) == encoder]
+
+
+def harmonization_file(wildcards):
+    """What a cell's embeddings are adjusted by, if they are."""
+    return f"results/harmonization/{wildcards.tuning}.safetensors" if wildcards.tuning in HARMONIZED else []
 
 
 def weights_of(encoder):
@@ -199,6 +252,8 @@ def cell_code(wildcards):
     modules = [registry.module_of(axis, study.kind_of(STUDY, axis, name)) for axis, name in used]
     if trained_weights(wildcards):
         modules.append(registry.module_of("encoder", STUDY["encoder"]["name"]))
+    if wildcards.tuning in HARMONIZED:
+        modules.append(registry.module_of("harmonization", HARMONIZED[wildcards.tuning]["name"]))
     return code("train_cell.py", *modules)
 
 
@@ -210,7 +265,7 @@ def cell_work(wildcards):
         clients=len(COHORTS),
         head=study.kind_of(STUDY, "head", wildcards.head),
         cut=KEPT[wildcards.head, wildcards.tuning].cut,
-        adapters=study.kind_of(STUDY, "tuning", wildcards.tuning) in ("lora", "norm"),
+        adapters=study.kind_of(STUDY, "tuning", wildcards.tuning) in ("lora", "dual_lora", "norm"),
         downsample=options("head", wildcards.head).get("downsample", 1),
         training=study.training_options(STUDY, wildcards.head, wildcards.tuning),
         gpu=bool(gpu("train_cell")),
@@ -249,6 +304,7 @@ def figure_files():
     """The figures of this study."""
     names = ["auc_by_head", "intensity_profiles", "auc_forest", "auc_table", "auc_by_cost"]
     names += ["roc_curves", "calibration_curves"]
+    names += [f"site_effects-{encoder}" for encoder in frozen_encoders()]
     if several_tunings():
         names.append("auc_by_tuning")
     names += [f"auc_by_client-{model}" for model in models()]
@@ -257,11 +313,15 @@ def figure_files():
     return [f"results/figures/{name}.svg" for name in names]
 
 
+def quality_pages():
+    """The pages on which the scans of each cohort are looked at."""
+    return [f"results/quality/{cohort}.html" for cohort in COHORTS]
+
+
 def make_report():
     """Writes results/report.html, once everything that belongs into it is there."""
-    if not all(
-        map(os.path.exists, ["results/report/study.rst", "results/evaluation/performance.tsv", *figure_files()])
-    ):
+    needed = ["results/report/study.rst", "results/evaluation/performance.tsv", *quality_pages(), *figure_files()]
+    if not all(map(os.path.exists, needed)):
         return say("no report yet: this run was asked for a part of the study only")
     # The config as it was used, whatever came from the command line.
     scan_index.write_json(config, "results/report/config.json")

@@ -5,7 +5,7 @@
 # small summary carries their checksum; it is what training compares, since the arrays are too large for Snakemake to.
 rule embed_shard:
     input:
-        table="results/volumes/{cohort}/{shard}.tsv",
+        table=f"{NORMALIZED}.tsv",
         weights=lambda wildcards: weights_file(weights_of(wildcards.encoder)),
     output:
         embeddings=update(f"{KEPT_FILES}.safetensors"),
@@ -30,6 +30,6 @@ rule embed_shard:
     params:
         code=embedding_code,
         encoder=embedding_params,
-        folder=lambda wildcards: f"results/volumes/{wildcards.cohort}/{wildcards.shard}",
+        folder=lambda wildcards: NORMALIZED.format(cohort=wildcards.cohort, shard=wildcards.shard),
     script:
         "../workflow_scripts/embed_shard.py"

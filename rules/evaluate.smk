@@ -151,6 +151,8 @@ rule evaluate_subgroups:
     input:
         predictions=runs(f"{RUN}/predictions.tsv"),
         scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
+        scanners=expand("results/cohorts/{cohort}/scanners.tsv", cohort=COHORTS),
+        nifti=conversions(),
         splits="results/cohorts/splits.tsv",
     output:
         table=report(
@@ -216,14 +218,20 @@ rule study_page:
     input:
         scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
         excluded=expand("results/cohorts/{cohort}/excluded.tsv", cohort=COHORTS),
-        volumes=shards("results/volumes/{cohort}/{shard}.tsv"),
+        passed_over=expand("results/cohorts/{cohort}/passed_over.tsv", cohort=COHORTS),
+        volumes=shards(f"{NORMALIZED}.tsv"),
         splits="results/cohorts/splits.tsv",
+        duplicates="results/cohorts/duplicates.tsv",
+        quality=expand("results/quality/{cohort}.tsv", cohort=COHORTS),
         performance="results/evaluation/performance.tsv",
         efficiency="results/evaluation/efficiency.tsv",
         comparisons="results/evaluation/comparisons.tsv",
         calibration="results/evaluation/calibration.tsv",
         thresholds="results/evaluation/thresholds.tsv",
         subgroups="results/evaluation/subgroups.tsv",
+        site_effects=expand("results/site_effects/{encoder}/cohort_told.tsv", encoder=frozen_encoders()),
+        site_variance=expand("results/site_effects/{encoder}/variance.tsv", encoder=frozen_encoders()),
+        harmonization=expand("results/harmonization/{tuning}.tsv", tuning=HARMONIZED),
         summaries=runs(f"{RUN}/summary.json"),
     output:
         page="results/report/study.rst",
@@ -239,7 +247,7 @@ rule study_page:
         mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
-        code=code("study_page.py", "fedbrain.models.cards"),
+        code=code("study_page.py", "fedbrain.models.cards", "fedbrain.imaging.outliers"),
         study={
             key: STUDY[key]
             for key in (
@@ -248,6 +256,7 @@ rule study_page:
                 "class_names",
                 "splits",
                 "preprocessing",
+                "quality",
                 "encoder",
                 "evaluation",
                 "training",
@@ -258,6 +267,8 @@ rule study_page:
         },
         phantoms=[cohort for cohort in COHORTS if "phantom" in STUDY["cohorts"][cohort]],
         drawn=study.drawn_aggregation(STUDY),
+        encoders=frozen_encoders(),
+        harmonized=list(HARMONIZED),
         datasets={cohort: STUDY["cohorts"][cohort].get("dataset", cohort) for cohort in COHORTS},
         cohorts=COHORTS,
         shards={cohort: list(INDEX[cohort]["shards"]) for cohort in COHORTS},

@@ -100,7 +100,7 @@ rule plot_auc_by_client:
 
 rule plot_intensity_profiles:
     input:
-        intensity=shards("results/volumes/{cohort}/{shard}_intensity.tsv"),
+        intensity=shards(f"{NORMALIZED}_intensity.tsv"),
     output:
         svg=report(
             "results/figures/intensity_profiles.svg",
@@ -122,8 +122,9 @@ rule plot_intensity_profiles:
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
         code=code("plot_intensity_profiles.py"),
-        cohorts={cohort: shards("results/volumes/{cohort}/{shard}_intensity.tsv", cohort) for cohort in COHORTS},
+        cohorts={cohort: shards(f"{NORMALIZED}_intensity.tsv", cohort) for cohort in COHORTS},
         intensity=STUDY["preprocessing"]["intensity"],
+        scale=STUDY["preprocessing"]["nyul"]["scale"] if FITTED else None,  # for the caption
     script:
         "../workflow_scripts/plot_intensity_profiles.py"
 
@@ -374,3 +375,39 @@ rule plot_auc_table:
         cohorts=COHORTS,
     script:
         "../workflow_scripts/plot_auc_table.py"
+
+
+rule plot_site_effects:
+    input:
+        told="results/site_effects/{encoder}/cohort_told.tsv",
+        variance="results/site_effects/{encoder}/variance.tsv",
+        projection="results/site_effects/{encoder}/projection.tsv",
+    output:
+        svg=report(
+            "results/figures/site_effects-{encoder}.svg",
+            caption="report/site_effects.rst",
+            category="Data",
+            labels={"figure": "site effects in embeddings of {encoder}"},
+        ),
+        png="results/figures/site_effects-{encoder}.png",
+    log:
+        "results/logs/plot_site_effects-{encoder}.log",
+    benchmark:
+        "results/benchmarks/plot_site_effects-{encoder}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("plot_site_effects"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    params:
+        code=code("plot_site_effects.py"),
+        alarm=lambda wildcards: (
+            "Untrained encoder (random weights)" if weights_of(wildcards.encoder) == "random" else None
+        ),
+        cohorts=COHORTS,
+        class_names=STUDY["class_names"],
+        level=STUDY["evaluation"]["level"],
+    script:
+        "../workflow_scripts/plot_site_effects.py"

@@ -7,6 +7,8 @@ rule preprocess_shard:
     input:
         manifest="results/cohorts/{cohort}/shards/{shard}.tsv",
         phantoms=simulated,
+        nifti=converted,
+        weights=weights_file(STUDY["preprocessing"]["extractor_weights"]),
     output:
         table="results/volumes/{cohort}/{shard}.tsv",
         intensity="results/volumes/{cohort}/{shard}_intensity.tsv",
@@ -19,9 +21,14 @@ rule preprocess_shard:
     threads: cpu_threads("preprocess_shard")
     resources:
         gpu=gpu("preprocess_shard"),
-        mem_mb=lambda wildcards, attempt: at_most("mem_mb", work.preprocess_memory(attempt)),
+        mem_mb=lambda wildcards, attempt: at_most(
+            "mem_mb", work.preprocess_memory(STUDY["preprocessing"]["extractor"], attempt)
+        ),
         runtime=lambda wildcards, attempt: at_most(
-            "runtime", work.preprocess_minutes(scans_in(wildcards.cohort, wildcards.shard), attempt)
+            "runtime",
+            work.preprocess_minutes(
+                STUDY["preprocessing"]["extractor"], scans_in(wildcards.cohort, wildcards.shard), attempt
+            ),
         ),
     params:
         code=code(
@@ -29,7 +36,7 @@ rule preprocess_shard:
             registry.module_of("brain_extractor", STUDY["preprocessing"]["extractor"]),
             registry.module_of("intensity", STUDY["preprocessing"]["intensity"]),
         ),
-        recipe=STUDY["preprocessing"],
+        recipe={key: value for key, value in STUDY["preprocessing"].items() if key not in ("extractor_weights", "nyul")},
         folder=lambda wildcards: f"results/volumes/{wildcards.cohort}/{wildcards.shard}",
     script:
         "../workflow_scripts/preprocess_shard.py"

@@ -5,8 +5,10 @@ rule train_cell:
     input:
         scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
         splits="results/cohorts/splits.tsv",
+        dropped="results/cohorts/dropped.tsv",
         summaries=lambda wildcards: kept_files(wildcards, "json"),
         embeddings=ancient(lambda wildcards: kept_files(wildcards, "safetensors")),
+        harmonization=harmonization_file,
         weights=lambda wildcards: weights_file(trained_weights(wildcards)),
     output:
         rounds=f"{RUN}/rounds.tsv",

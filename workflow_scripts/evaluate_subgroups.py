@@ -1,16 +1,27 @@
-"""Measures every cell by sex, age band and site, and the differences between groups."""
+"""Measures every cell by sex, age band, site and scanner, and the differences between groups."""
 
+from pathlib import Path
+
+from fedbrain.cohorts.scanners import with_scanners
 from fedbrain.evaluation.predictions import read_runs
 from fedbrain.evaluation.subgroups import subgroups
 from fedbrain.logs import log_to
 from fedbrain.provenance import sha256_of, write_provenance
-from fedbrain.tables import SCANS, SPLITS, read_table, write_table
+from fedbrain.tables import CONVERSIONS, SCANNERS, SCANS, SPLITS, concatenate, read_table, write_table
 
 log_to(snakemake.log[0])
+cohorts = snakemake.params.cohorts
+conversions = {
+    cohort: concatenate([path for path in snakemake.input.nifti if Path(path).parent.name == cohort], CONVERSIONS)
+    for cohort in cohorts
+}
 result = subgroups(
     read_runs(snakemake.params.runs, snakemake.input.predictions),
-    {cohort: read_table(path, SCANS) for cohort, path in zip(snakemake.params.cohorts, snakemake.input.scans)},
-    clients=snakemake.params.cohorts,
+    {
+        cohort: with_scanners(read_table(path, SCANS), read_table(scanners, SCANNERS), conversions[cohort])
+        for cohort, path, scanners in zip(cohorts, snakemake.input.scans, snakemake.input.scanners)
+    },
+    clients=cohorts,
     splits=read_table(snakemake.input.splits, SPLITS),
     attributes=snakemake.params.attributes,
     age_edges=snakemake.params.age_edges,
@@ -24,6 +35,13 @@ write_provenance(
     packages=("numpy", "pandas", "scipy"),
     parameters=parameters | dict(snakemake.params.evaluation),
     inputs={
-        path: sha256_of(path) for path in [*snakemake.input.predictions, *snakemake.input.scans, snakemake.input.splits]
+        path: sha256_of(path)
+        for path in [
+            *snakemake.input.predictions,
+            *snakemake.input.scans,
+            *snakemake.input.scanners,
+            *snakemake.input.nifti,
+            snakemake.input.splits,
+        ]
     },
 )

@@ -1,25 +1,42 @@
 """Deals the subjects of all cohorts out to training, validation and test."""
 
+import json
 from pathlib import Path
 
-from fedbrain.cohorts.splits import assert_no_leakage, split_subjects
+from fedbrain.cohorts.splits import assert_no_leakage, digest_of_dropped, find_duplicates, split_subjects
+from fedbrain.imaging.outliers import assess, dropped_scans, read_shards
 from fedbrain.logs import log_to
 from fedbrain.provenance import sha256_of, write_provenance
 from fedbrain.tables import SCANS, VOLUMES, concatenate, read_table, write_table
 
 log_to(snakemake.log[0])
 scans = {cohort: read_table(path, SCANS) for cohort, path in zip(snakemake.params.cohorts, snakemake.input.scans)}
-volumes = {
-    cohort: concatenate([path for path in snakemake.input.volumes if Path(path).parent.name == cohort], VOLUMES)
+shards = {
+    cohort: [path for path in snakemake.input.volumes if Path(path).parent.name == cohort]
     for cohort in snakemake.params.cohorts
 }
-splits = split_subjects(scans, volumes, seed=snakemake.params.seed, **snakemake.params.splits)
+volumes = {cohort: concatenate(paths, VOLUMES) for cohort, paths in shards.items()}
+settings = json.loads(Path(snakemake.input.study).read_text(encoding="utf-8"))["study"]["quality"]
+dropped = dropped_scans({cohort: assess(read_shards(paths), settings) for cohort, paths in shards.items()})
+splits = split_subjects(
+    scans,
+    volumes,
+    seed=snakemake.params.seed,
+    dropped={cohort: set(table["scan"]) for cohort, table in dropped.groupby("cohort")},
+    **snakemake.params.splits,
+)
 assert_no_leakage(splits)
+write_table(dropped, snakemake.output.dropped)
 write_table(splits, snakemake.output.splits)
+duplicates = find_duplicates(scans, volumes)
+write_table(duplicates, snakemake.output.duplicates)
 write_provenance(
     snakemake.output.provenance,
     packages=("pandas",),
-    parameters=dict(snakemake.params.splits) | {"seed": snakemake.params.seed},
+    parameters=dict(snakemake.params.splits)
+    | {"seed": snakemake.params.seed, "dropping": snakemake.params.dropping, "dropped": digest_of_dropped(dropped)},
     inputs={path: sha256_of(path) for path in [*snakemake.input.scans, *snakemake.input.volumes]},
 )
 print(splits.groupby(["cohort", "label", "split"]).size().to_string())
+if len(duplicates):
+    print(f"{duplicates['image'].nunique()} images occur more than once ({len(duplicates)} scans)")

@@ -8,10 +8,16 @@ from fedbrain.report.study_page import study_page
 from fedbrain.tables import (
     CALIBRATION,
     COMPARISONS,
+    DUPLICATES,
     EFFICIENCY,
     EXCLUDED,
+    HARMONIZATION,
+    PASSED_OVER,
     PERFORMANCE,
+    QUALITY,
     SCANS,
+    SITE_EFFECTS,
+    SITE_VARIANCE,
     SPLITS,
     SUBGROUPS,
     THRESHOLDS,
@@ -23,23 +29,36 @@ from fedbrain.tables import (
 
 log_to(snakemake.log[0])
 cohorts = snakemake.params.cohorts
+
+
+def read_each(names, paths, types):
+    """Tables of one kind by name."""
+    return {name: read_table(path, types) for name, path in zip(names, paths)}
+
+
 page = study_page(
     snakemake.params.study,
     phantoms=snakemake.params.phantoms,
     datasets=snakemake.params.datasets,
     scans={cohort: read_table(path, SCANS) for cohort, path in zip(cohorts, snakemake.input.scans)},
     excluded={cohort: read_table(path, EXCLUDED) for cohort, path in zip(cohorts, snakemake.input.excluded)},
+    passed_over={cohort: read_table(path, PASSED_OVER) for cohort, path in zip(cohorts, snakemake.input.passed_over)},
     volumes={
         cohort: concatenate([path for path in snakemake.input.volumes if Path(path).parent.name == cohort], VOLUMES)
         for cohort in cohorts
     },
+    quality={cohort: read_table(path, QUALITY) for cohort, path in zip(cohorts, snakemake.input.quality)},
     splits=read_table(snakemake.input.splits, SPLITS),
+    duplicates=read_table(snakemake.input.duplicates, DUPLICATES),
     performance=read_table(snakemake.input.performance, PERFORMANCE),
     efficiency=read_table(snakemake.input.efficiency, EFFICIENCY),
     comparisons=read_table(snakemake.input.comparisons, COMPARISONS),
     calibration=read_table(snakemake.input.calibration, CALIBRATION),
     thresholds=read_table(snakemake.input.thresholds, THRESHOLDS),
     subgroups=read_table(snakemake.input.subgroups, SUBGROUPS),
+    site_effects=read_each(snakemake.params.encoders, snakemake.input.site_effects, SITE_EFFECTS),
+    site_variance=read_each(snakemake.params.encoders, snakemake.input.site_variance, SITE_VARIANCE),
+    harmonization=read_each(snakemake.params.harmonized, snakemake.input.harmonization, HARMONIZATION),
     drawn=snakemake.params.drawn,
     cells=snakemake.params.cells,
     summaries=[json.loads(Path(path).read_text(encoding="utf-8")) for path in snakemake.input.summaries],

@@ -12,17 +12,24 @@ keep_freed_memory()
 from fedbrain.federated.cell import train_cell  # noqa: E402
 from fedbrain.federated.data import load_clients  # noqa: E402
 from fedbrain.models.classifier import EncoderSource  # noqa: E402
+from fedbrain.registry import lookup  # noqa: E402
+from fedbrain.tables import SCANS, read_table  # noqa: E402
 
 cohorts = snakemake.params.cohorts
+clients = load_clients(
+    embeddings={
+        cohort: [path for path in snakemake.input.embeddings if Path(path).parent.name == cohort] for cohort in cohorts
+    },
+    scans=dict(zip(cohorts, snakemake.input.scans)),
+    splits=snakemake.input.splits,
+    dropped=snakemake.input.dropped,
+)
+if snakemake.input.harmonization:
+    harmonization = lookup("harmonization", snakemake.params.tuning["harmonization"])
+    tables = {cohort: read_table(path, SCANS) for cohort, path in zip(cohorts, snakemake.input.scans)}
+    clients = harmonization.read(snakemake.input.harmonization).apply(clients, tables)
 train_cell(
-    load_clients(
-        embeddings={
-            cohort: [path for path in snakemake.input.embeddings if Path(path).parent.name == cohort]
-            for cohort in cohorts
-        },
-        scans=dict(zip(cohorts, snakemake.input.scans)),
-        splits=snakemake.input.splits,
-    ),
+    clients,
     head=snakemake.wildcards.head,
     tuning=snakemake.wildcards.tuning,
     aggregation=snakemake.wildcards.aggregation,

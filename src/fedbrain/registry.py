@@ -23,6 +23,7 @@ REGISTRY = {
         "frozen": "fedbrain.models.tuning:Frozen",
         "full": "fedbrain.models.tuning:Full",
         "lora": "fedbrain.models.lora:LoRA",
+        "dual_lora": "fedbrain.models.lora:DualLoRA",
         "last_k": "fedbrain.models.tuning:LastK",
         "norm": "fedbrain.models.tuning:Norm",
     },
@@ -40,23 +41,49 @@ REGISTRY = {
         "multi_krum": "fedbrain.federated.aggregation.robust:MultiKrum",
         "fedit": "fedbrain.federated.aggregation.lora:FedIT",
         "flexlora": "fedbrain.federated.aggregation.lora:FlexLoRA",
+        "ffa_lora": "fedbrain.federated.aggregation.lora_parts:FFALoRA",
+        "fedsa_lora": "fedbrain.federated.aggregation.lora_parts:FedSALoRA",
+        "rolora": "fedbrain.federated.aggregation.lora_parts:RoLoRA",
+        "fedex_lora": "fedbrain.federated.aggregation.merging:FedExLoRA",
+        "flora": "fedbrain.federated.aggregation.merging:FLoRA",
+        "fedprox": "fedbrain.federated.aggregation.fedprox:FedProx",
+        "scaffold": "fedbrain.federated.aggregation.scaffold:Scaffold",
+        "fedper": "fedbrain.federated.aggregation.personal:FedPer",
+        "fedbn": "fedbrain.federated.aggregation.personal:FedBN",
+        "flop": "fedbrain.federated.aggregation.personal:FLOP",
+        "ditto": "fedbrain.federated.aggregation.personal:Ditto",
+        "med_dual_lora": "fedbrain.federated.aggregation.dual_lora:MedDualLoRA",
+        "fedopal": "fedbrain.federated.aggregation.dual_lora:FedOPAL",
+    },
+    "harmonization": {
+        "combat": "fedbrain.federated.harmonization:ComBat",
     },
     "encoder": {
         "sam_med3d": "fedbrain.models.sam_med3d:load_image_encoder",
         "brainiac": "fedbrain.models.brainiac:load_brainiac",
     },
     "brain_extractor": {
-        "deepbet": "fedbrain.imaging.brain_extraction:deepbet",
-        "provided": "fedbrain.imaging.brain_extraction:provided",
+        "deepbet": "fedbrain.imaging.extractors.deepbet:deepbet",
+        "hd_bet": "fedbrain.imaging.extractors.hd_bet:hd_bet",
+        "synthstrip": "fedbrain.imaging.extractors.synthstrip:synthstrip",
+        "template": "fedbrain.imaging.extractors.template:template",
+        "provided": "fedbrain.imaging.extractors.provided:provided",
     },
     "intensity": {
         "encoder": "fedbrain.imaging.intensity:encoder_zscore",
         "zscore": "fedbrain.imaging.intensity:zscore",
         "minmax": "fedbrain.imaging.intensity:minmax",
+        "whitestripe": "fedbrain.imaging.intensity:whitestripe",
+        "kde": "fedbrain.imaging.intensity:kde",
+        "fcm": "fedbrain.imaging.intensity:fcm",
+        "nyul": "fedbrain.imaging.nyul:landmarks",
         "none": "fedbrain.imaging.intensity:unchanged",
     },
 }
 
+FITTED_INTENSITIES = (
+    "nyul",
+)  # on training subjects, in a stage of their own; the line names what is measured in a scan
 REFERENCES = ("centralized", "local")  # stand in the aggregation's place in a cell: all scans pooled, each client alone
 # Stand in the head's place and go with one tuning only: a network without the encoder, a rule without parameters.
 TUNING_OF_REFERENCE = {"resnet18": "full", "ncc": "frozen"}

@@ -31,8 +31,47 @@ SCANS = {  # results/cohorts/{cohort}/scans.tsv, one row per scan that takes par
     "shard": WHOLE,
 }
 EXCLUDED = {"row": WHOLE, "subject": TEXT, "session": TEXT, "path": TEXT, "diagnosis": TEXT, "reason": TEXT}
+PASSED_OVER = {  # results/cohorts/{cohort}/passed_over.tsv, one row per T1w image of a BIDS folder that was not taken
+    "subject": TEXT,
+    "session": TEXT,
+    "path": TEXT,
+    "reason": TEXT,
+    "chosen": TEXT,  # the image that stands for the session, or n/a where none does
+}
+SCANNERS = {
+    "scan": TEXT,
+    "field_strength": REAL,
+    "scanner": TEXT,
+}  # results/cohorts/{cohort}/scanners.tsv; T, maker and model
 MANIFEST = {"scan": TEXT, "subject": TEXT, "session": TEXT, "path": TEXT, "mask": TEXT, "fingerprint": TEXT}
+DICOM = {
+    "scan": TEXT,
+    "dicom": TEXT,
+    "fingerprint": TEXT,
+}  # results/cohorts/{cohort}/dicom/{shard}.tsv; dicom: a folder
+CONVERSIONS = {  # results/nifti/{cohort}/{shard}.tsv, one row per DICOM folder of the shard
+    "scan": TEXT,
+    "status": TEXT,  # ok or failed
+    "reason": TEXT,
+    "fingerprint": TEXT,
+    "size": WHOLE,  # bytes of all files in the folder
+    "sha256": TEXT,  # digest of their contents
+    "series": TEXT,  # number and description of the series that was taken
+    "passed_over": TEXT,  # of the other 3D series in the folder
+    "field_strength": REAL,  # T
+    "scanner": TEXT,  # maker and model
+    "reused": WHOLE,  # 1 where the image of an earlier run was kept
+    "seconds": REAL,
+}
 SPLITS = {"cohort": TEXT, "subject": TEXT, "person": TEXT, "label": WHOLE, "split": TEXT}
+DUPLICATES = {  # results/cohorts/duplicates.tsv, one row per scan whose image occurs more than once
+    "image": WHOLE,  # number of the image, from 1
+    "cohort": TEXT,
+    "scan": TEXT,
+    "subject": TEXT,
+    "label": WHOLE,
+    "same": TEXT,  # file, or voxels where the files differ
+}
 VOLUMES = {  # results/volumes/{cohort}/{shard}.tsv, one row per scan of the shard; QC columns follow these
     "scan": TEXT,
     "subject": TEXT,
@@ -43,17 +82,31 @@ VOLUMES = {  # results/volumes/{cohort}/{shard}.tsv, one row per scan of the sha
     "size": WHOLE,  # bytes of the source file
     "mtime_ns": WHOLE,
     "sha256": TEXT,  # of the source file
+    "voxels_sha256": TEXT,  # of its decoded voxels, where the scan is ok: one image is known in any file
     "key": TEXT,  # digest of source, recipe and versions: what decides whether a volume is computed again
     "reused": WHOLE,  # 1 where the volume of an earlier run was kept
     "seconds": REAL,
 }
+QUALITY = {  # results/quality/{cohort}.tsv, one row per scan of the cohort, failed ones too; the metrics follow these
+    "scan": TEXT,
+    "subject": TEXT,
+    "session": TEXT,
+    "shard": WHOLE,
+    "status": TEXT,  # ok or failed
+    "flagged": WHOLE,  # 1: beyond a limit or an outlier
+    "kept": WHOLE,  # 0: failed, or dropped by a threshold
+    "reason": TEXT,  # why it failed, or what it is flagged for
+    "worst_metric": TEXT,
+    "worst_z": REAL,  # robust z of that metric within the cohort
+}
+DROPPED = {"cohort": TEXT, "scan": TEXT, "reason": TEXT}  # results/cohorts/dropped.tsv, what a threshold leaves out
 HISTOGRAM = {"stage": TEXT, "start": REAL, "width": REAL, "count": WHOLE}  # stage before or after normalization
 ROUNDS = {  # results/runs/{cell}/seed-{seed}/rounds.tsv
     "round": WHOLE,
     "client": TEXT,
-    "status": TEXT,  # ok or failed
+    "status": TEXT,  # ok, failed, or rested (not drawn for this round)
     "reason": TEXT,
-    "scans": WHOLE,  # training scans of the client
+    "scans": WHOLE,  # training scans of the client; 0 where it rested
     "loss": REAL,  # mean training loss of this round's local training
     "validation_loss": REAL,  # of the new global model on the client's validation scans
     "validation_score": REAL,  # balanced accuracy of the same
@@ -124,7 +177,7 @@ SUBGROUPS = {  # results/evaluation/subgroups.tsv, one row per group and metric
     "tuning": TEXT,
     "aggregation": TEXT,
     "client": TEXT,  # a cohort, or "pooled"
-    "attribute": TEXT,  # sex, age or site
+    "attribute": TEXT,  # sex, age, site, field_strength or scanner
     "group": TEXT,
     "reference": TEXT,  # of a difference: the group it is against; else n/a
     "metric": TEXT,
@@ -157,6 +210,54 @@ THRESHOLDS = {  # results/evaluation/thresholds.tsv, one row per threshold and m
     "positives": WHOLE,
     "negatives": WHOLE,
     "note": TEXT,
+}
+
+SITE_EFFECTS = {  # results/site_effects/{encoder}/cohort_told.tsv, one row per set of features, scans and metric
+    "features": TEXT,  # mean or spread (of each channel over the positions), quality (metrics of the scan), age and sex
+    "harmonization": TEXT,  # the tuning that asks for it, or none
+    "side": TEXT,  # of the split: all, or held out (validation and test)
+    "label": TEXT,  # all, or controls
+    "cohort": TEXT,  # that is told from the rest, or all
+    "metric": TEXT,  # accuracy and balanced_accuracy of all cohorts, auc of one
+    "value": REAL,
+    "low": REAL,  # interval over persons
+    "high": REAL,
+    "chance": REAL,
+    "scans": WHOLE,
+    "subjects": WHOLE,  # a person once
+    "folds": WHOLE,
+    "note": TEXT,
+}
+SITE_VARIANCE = {  # results/site_effects/{encoder}/variance.tsv, one row per feature; the first columns as above
+    "features": TEXT,
+    "harmonization": TEXT,
+    "side": TEXT,
+    "label": TEXT,
+    "feature": WHOLE,  # of a channel its number
+    "eta_squared": REAL,  # share of the variance that lies between cohorts
+    "omega_squared": REAL,  # the same, 0 by chance
+}
+SITE_PROJECTION = {  # results/site_effects/{encoder}/projection.tsv, one row per person and harmonization
+    "harmonization": TEXT,
+    "cohort": TEXT,
+    "label": WHOLE,
+    "split": TEXT,
+    "first": REAL,  # standard units along the direction of largest variance of the channel means
+    "second": REAL,
+    "first_share": REAL,  # of the variance
+    "second_share": REAL,
+}
+HARMONIZATION = {  # results/harmonization/{tuning}.tsv, one row per client
+    "client": TEXT,
+    "subjects": WHOLE,  # that it was fitted on
+    "numbers_up": WHOLE,  # that the client sent, once
+    "numbers_down": WHOLE,
+    "bytes_up": WHOLE,
+    "bytes_down": WHOLE,
+    "location": REAL,  # median over channels of its absolute value, in pooled standard deviations
+    "scale": REAL,  # median over channels
+    "iterations": WHOLE,
+    "constant_channels": WHOLE,  # left as they are
 }
 
 EFFICIENCY = {  # results/evaluation/efficiency.tsv, one row per cell

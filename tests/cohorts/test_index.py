@@ -8,7 +8,7 @@ import pytest
 
 from fedbrain.cohorts import index
 from fedbrain.study.config import checked
-from fedbrain.tables import MANIFEST, read_table, write_table
+from fedbrain.tables import MANIFEST, VOLUMES, read_table, write_table
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def study(tmp_path, config_schema, scans_schema):
             root=tmp_path / "index",
             volumes=tmp_path / "volumes",
             phantoms=tmp_path / "phantoms",
+            nifti=tmp_path / "nifti",
         )
 
     refresh.folder, refresh.scans_schema = tmp_path, scans_schema
@@ -59,7 +60,7 @@ def preprocessed(folder):
             reused=0,
             seconds=1.0,
         )
-        write_table(table, folder / "volumes" / "a" / path.name)
+        write_table(table.reindex(columns=list(VOLUMES)), folder / "volumes" / "a" / path.name)
 
 
 def test_a_second_refresh_writes_nothing(study):
@@ -69,6 +70,18 @@ def test_a_second_refresh_writes_nothing(study):
     assert manifests(study.folder) == before
     assert sum(first["a"]["shards"].values()) == 8
     assert index.read_index(study.folder / "index") == first
+
+
+def test_a_start_asks_the_disk_twice_about_each_scan(study, monkeypatch):
+    original, asked = os.stat, []
+
+    def counted(path, *arguments, **options):
+        asked.append(str(path))
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", counted)
+    study()
+    assert [asked.count(str(study.folder / f"s{n}.nii.gz")) for n in range(8)] == [2] * 8
 
 
 def test_touched_scans_keep_their_fingerprint_and_changed_ones_do_not(study):
@@ -101,7 +114,7 @@ def test_a_new_scan_touches_one_shard_and_a_removed_one_leaves_no_empty_manifest
     assert home not in manifests(study.folder)
 
 
-def test_an_edited_mask_makes_its_scan_new_and_a_touched_one_does_not(study, config_schema, scans_schema):
+def test_an_edited_mask_makes_its_scan_new_and_a_touched_one_does_not(study, config_schema, scans_schema, monkeypatch):
     folder = study.folder
     (folder / "m0.nii.gz").write_bytes(b"mask")
     (folder / "scans.tsv").write_text(
@@ -118,6 +131,7 @@ def test_an_edited_mask_makes_its_scan_new_and_a_touched_one_does_not(study, con
             "grid": [{"heads": ["linear"], "aggregations": ["local"]}],
         }
         folders = {"root": folder / "index", "volumes": folder / "volumes", "phantoms": folder / "phantoms"}
+        folders["nifti"] = folder / "nifti"
         index.refresh(checked(config, config_schema), scans_schema, **folders)
         return read_table(folder / "index/a/shards/0.tsv", MANIFEST)["fingerprint"].tolist()
 
@@ -128,6 +142,15 @@ def test_an_edited_mask_makes_its_scan_new_and_a_touched_one_does_not(study, con
     second = prints("provided")
     assert second[0] != first[0]
     assert second[1] == first[1]
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    os.utime(folder / "m0.nii.gz", ns=(5, 5))
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "sha256_of", closed)
+        assert prints("provided")[0] not in (first[0], second[0])
+    assert prints("provided") == second  # readable again: a permission changes no time stamp
     (folder / "m0.nii.gz").unlink()  # of no interest to an extractor that finds the brain itself
     assert len(prints("deepbet")) == 2
 
@@ -144,11 +167,47 @@ def test_a_missing_file_of_a_scan_that_is_left_out_stops_nothing(study):
 
 def test_what_the_study_no_longer_has_is_named(study):
     full = study()
-    preprocessed(study.folder)
-    assert index.left_over(full, study.folder / "volumes") == []
-    home = index.shard_of("p7", 3)
+    home, results = index.shard_of("p7", 3), study.folder / "results"
+    assert index.left_over(full, results) == {}
+    places = [
+        *(f"volumes/a/{{}}{suffix}" for suffix in ("/x.nii.gz", ".tsv", "_intensity.tsv")),
+        *("standardized/a/{}/x.nii.gz", "standardized/a/scale.json", "standardized/scale.json"),
+        *("embeddings/e/output/a/{}.safetensors", "embeddings/e/output/a/{}.json"),
+        *("quality/a.tsv", "quality/a.html", "derivatives/a/README", "cohorts/a/scans.tsv", "cohorts/splits.tsv"),
+    ]
+    for shard in full["a"]["shards"]:
+        for place in places:
+            path = results / place.format(shard)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    assert index.left_over(full, results) == {}
     less = study([n for n in range(8) if index.shard_of(f"p{n}", 3) != home])
-    assert index.left_over(less, study.folder / "volumes") == [study.folder / f"volumes/a/{home}.tsv"]
+    assert index.left_over(less, results) == {
+        str(results / "embeddings/e/output/a"): [f"{home}.json", f"{home}.safetensors"],
+        str(results / "standardized/a"): [f"{home}"],
+        str(results / "volumes/a"): [f"{home}", f"{home}.tsv", f"{home}_intensity.tsv"],
+    }
+    assert index.left_over({"b": less["a"]}, results) == {
+        str(results / "cohorts"): ["a"],
+        str(results / "derivatives"): ["a"],
+        str(results / "embeddings/e/output"): ["a"],
+        str(results / "quality"): ["a.html", "a.tsv"],
+        str(results / "standardized"): ["a"],
+        str(results / "volumes"): ["a"],
+    }
+
+
+def test_scans_converted_from_dicom_are_named_where_their_folders_left(tmp_path):
+    for name in ("a/0/sub-x_T1w.nii.gz", "a/0.tsv", "a/1/sub-y_T1w.nii.gz", "a/1.tsv", "b/0.tsv"):
+        path = tmp_path / "nifti" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    shards = {"shards": {"0": 4, "1": 4}}
+    some = {"a": shards | {"dicom": {"1": 2}}, "b": shards | {"dicom": {}}}
+    assert index.left_over(some, tmp_path) == {
+        str(tmp_path / "nifti"): ["b"],
+        str(tmp_path / "nifti/a"): ["0", "0.tsv"],
+    }
 
 
 def test_a_large_files_digest_is_kept_until_the_file_changes(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedbrain.cohorts.splits import split_subjects
+from fedbrain.cohorts.splits import find_duplicates, split_subjects
+from fedbrain.errors import StudyError
 
 
 def cohort(cases, controls, prefix="p", visits=1, failed=(), sha=None):
@@ -15,7 +16,8 @@ def cohort(cases, controls, prefix="p", visits=1, failed=(), sha=None):
             scan = f"sub-{prefix}{number}_ses-{visit}"
             rows.append({"scan": scan, "subject": f"{prefix}{number}", "label": int(number < cases)})
             content = (sha or {}).get(number, f"{prefix}{number}-{visit}")
-            volumes.append({"scan": scan, "status": "failed" if number in failed else "ok", "sha256": content})
+            status = "failed" if number in failed else "ok"
+            volumes.append({"scan": scan, "status": status, "sha256": f"{scan}.nii.gz", "voxels_sha256": content})
     return pd.DataFrame(rows), pd.DataFrame(volumes)
 
 
@@ -70,6 +72,47 @@ def test_one_image_under_two_ids_is_one_person_on_one_side():
         assert pair["split"].nunique() == 1
 
 
+@pytest.mark.parametrize("how", ["dropped", "failed"])
+def test_a_scan_that_is_not_used_still_tells_whose_head_it_is(how):
+    """Subjects a2 and b3 share one image, by a visit of either that takes no part; their other visits do."""
+    for seed in range(10):
+        cohorts = {"a": cohort(6, 6, "a", visits=2), "b": cohort(6, 6, "b", visits=2)}
+        for name, scan in (("a", "sub-a2_ses-1"), ("b", "sub-b3_ses-1")):
+            here = cohorts[name][1]["scan"] == scan
+            cohorts[name][1].loc[here, ["sha256", "voxels_sha256"]] = ["one file", "one head"]
+        if how == "failed":
+            cohorts["b"][1].loc[here, ["status", "voxels_sha256"]] = ["failed", None]
+        scans, volumes = ({name: pair[n] for name, pair in cohorts.items()} for n in (0, 1))
+        options = {"validation": 0.2, "test": 0.3, "link_ids": False, "seed": seed}
+        dropped = {"b": {"sub-b3_ses-1"}} if how == "dropped" else None
+        table = split_subjects(scans, volumes, dropped=dropped, **options)
+        pair = table[table["subject"].isin(["a2", "b3"])]
+        assert len(pair) == 2
+        assert pair["person"].nunique() == pair["split"].nunique() == 1
+
+
+def test_files_of_many_that_all_failed_make_nobody_one_person():
+    one = cohort(6, 6, "a", visits=2)
+    broken = one[1]["scan"].str.endswith("_ses-1")
+    one[1].loc[broken, ["status", "sha256", "voxels_sha256"]] = ["failed", "a page that says 404", None]
+    assert split({"a": one})["person"].nunique() == 12
+
+
+def test_images_that_occur_twice_are_listed_with_what_is_the_same():
+    a, b = cohort(2, 2, "a"), cohort(2, 2, "b", sha={0: "a1-0", 1: "x", 2: "x"})
+    b[1].loc[1:2, "sha256"] = "one file"
+    b[1].loc[3, ["status", "voxels_sha256"]] = ["failed", None]
+    scans, volumes = {"a": a[0], "b": b[0]}, {"a": a[1], "b": b[1]}
+    found = find_duplicates(scans, volumes)
+    assert [tuple(row) for row in found.itertuples(index=False)] == [
+        (1, "a", "sub-a1_ses-0", "a1", 1, "voxels"),
+        (1, "b", "sub-b0_ses-0", "b0", 1, "voxels"),
+        (2, "b", "sub-b1_ses-0", "b1", 1, "file"),
+        (2, "b", "sub-b2_ses-0", "b2", 0, "file"),
+    ]
+    assert len(find_duplicates({"a": a[0]}, {"a": a[1]})) == 0
+
+
 def test_ids_link_cohorts_only_if_the_config_says_so():
     cohorts = {"a": cohort(6, 6), "b": cohort(6, 6, sha={number: f"b-{number}" for number in range(12)})}
     linked = split(cohorts)
@@ -94,5 +137,49 @@ def test_a_subject_without_a_usable_scan_is_not_dealt_out():
 @pytest.mark.parametrize("labels", [(0, 1), (1, 0)])
 def test_a_converter_counts_as_a_case(labels):
     scans = pd.DataFrame({"scan": ["x", "y"], "subject": ["p", "p"], "label": labels})
-    volumes = pd.DataFrame({"scan": ["x", "y"], "status": "ok", "sha256": ["1", "2"]})
+    volumes = pd.DataFrame({"scan": ["x", "y"], "status": "ok", "sha256": ["1", "2"], "voxels_sha256": ["1", "2"]})
     assert split({"a": (scans, volumes)})["label"].tolist() == [1]
+
+
+def dropping(pair, dropped, **options):
+    scans, volumes = pair
+    return split_subjects(
+        {"a": scans}, {"a": volumes}, **FRACTIONS | options, dropped={"a": set(scans["scan"].iloc[list(dropped)])}
+    )
+
+
+FRACTIONS = {"validation": 0.2, "test": 0.3, "link_ids": True, "seed": 0}
+
+
+def test_a_subject_without_a_kept_scan_is_not_dealt_out_and_the_others_stay_where_they_are_told():
+    pair = cohort(4, 6, visits=2)
+    table = dropping(pair, [0, 1, 2])  # both visits of the first subject, one of the second
+    assert set(table["subject"]) == {f"p{number}" for number in range(1, 10)}
+    assert set(table.loc[table["subject"] == "p1", "label"]) == {1}
+    assert dropping(pair, []).equals(split_subjects({"a": pair[0]}, {"a": pair[1]}, **FRACTIONS))
+    # As if the scans had failed.
+    failed = pair[1].assign(status=["failed"] * 3 + ["ok"] * 17)
+    assert table.equals(split_subjects({"a": pair[0]}, {"a": failed}, **FRACTIONS))
+
+
+@pytest.mark.parametrize(
+    ("dropped", "lost"),
+    [
+        (range(4), "without a case"),
+        (range(4, 10), "without a control"),
+        (range(10), "without a case and without a control"),
+    ],
+)
+def test_dropping_all_of_a_class_is_an_error_that_names_the_cohort(dropped, lost):
+    with pytest.raises(StudyError, match=f"cohort a: quality.drop leaves it {lost}.*results/quality/a.tsv"):
+        dropping(cohort(4, 6), dropped)
+
+
+def test_a_cohort_that_never_had_cases_may_lose_scans():
+    table = dropping(cohort(0, 6), [0])
+    assert len(table) == 5
+
+
+def test_dropping_all_that_would_train_is_an_error():
+    with pytest.raises(StudyError, match="cohort a: quality.drop leaves it without a training subject"):
+        dropping(cohort(1, 2), [2], validation=0, test=0.9)

@@ -5,7 +5,7 @@ import pytest
 from fedbrain.errors import StudyError
 from fedbrain.evaluation.bootstrap import interval, intervals
 from fedbrain.evaluation.metrics import auc, sensitivity, specificity
-from fedbrain.evaluation.subgroups import SUBGROUPS, age_band, rate_difference, subgroups, within
+from fedbrain.evaluation.subgroups import SUBGROUPS, age_band, field_band, rate_difference, subgroups, within
 from fedbrain.tables import PREDICTIONS, SCANS, read_table, write_table
 
 CELL = ("linear", "frozen", "fedavg")
@@ -51,6 +51,32 @@ def test_age_bands_hold_their_lower_edge_and_missing_ages_are_a_band_of_their_ow
     assert age_band([60.2, 60.7], [60.5]).tolist() == ["under 60.5", "60.5 and over"]
     with pytest.raises(ValueError, match="rising"):
         age_band([1], [70, 60])
+
+
+def test_scanners_and_nominal_field_strengths_are_groups_across_cohorts(study):
+    assert field_band([2.89362, 1.494, 3, 0.55, 7, np.nan]).tolist() == [
+        "3 T",
+        "1.5 T",
+        "3 T",
+        "0.55 T",
+        "7 T",
+        "unknown",
+    ]
+    predictions, tables = study
+    tables = {
+        name: table.assign(
+            field_strength=[1.5, 2.9, pd.NA] * (len(table) // 3) + [3.0] * (len(table) % 3), scanner=maker
+        )
+        for (name, table), maker in zip(tables.items(), ("GE Signa", pd.NA))
+    }
+    table = subgroups(
+        {CELL: {0: predictions}}, tables, clients=CLIENTS, attributes=["field_strength", "scanner"], resamples=100
+    )
+    pooled = table[(table["client"] == "pooled") & (table["metric"] == "auc")].set_index("group")
+    assert sorted(pooled.index) == ["1.5 T", "3 T", "GE Signa", "unknown", "unknown"]
+    scans = pooled["scans"]
+    assert scans["1.5 T"] + scans["3 T"] + scans["unknown"].iloc[0] == len(predictions)
+    assert scans["GE Signa"] == len(tables["north"])
 
 
 def test_the_table_has_its_columns_and_survives_the_disk(table, tmp_path):

@@ -6,10 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from federation import dying
 from safetensors.numpy import load_file
 from small_clients import make_client
 
 from fedbrain.errors import StudyError
+from fedbrain.federated import apps, local
+from fedbrain.federated.aggregation import build_rule
 from fedbrain.federated.cell import train_cell
 from fedbrain.federated.rounds import ClientFailure
 from fedbrain.registry import REFERENCES, names
@@ -33,8 +36,9 @@ def run(clients, folder, aggregation="fedavg", **options):
     return train_cell(clients, aggregation=aggregation, folder=folder, **settings)
 
 
-# Those that ask for three clients or for adapters run in aggregation/test_rules_in_rounds.py.
-RULES = [name for name in names("aggregation") if name not in ("krum", "multi_krum", "fedit", "flexlora")]
+# Those that ask for three clients or for something that a linear head has not run in aggregation/ and test_policies.py.
+OTHERS = ("krum", "multi_krum", "fedit", "flexlora", "fedper", "fedbn", "flop", "ditto")
+RULES = [name for name in names("aggregation") if name not in OTHERS and not build_rule(name).requires]
 
 
 @pytest.mark.parametrize("aggregation", [*RULES, *REFERENCES])
@@ -55,7 +59,9 @@ def test_a_cell_writes_its_tables_model_and_summary(clients, tmp_path, aggregati
     assert rounds["validation_loss"].notna().all()
     assert rounds["weight"].isna().all() == (aggregation in REFERENCES)
     down, up = rounds["bytes_down"].sum(), rounds["bytes_up"].sum()
-    assert (down, up) == ((0, 0) if aggregation in REFERENCES else (2 * 4 * 3080, 2 * 3 * 3080))
+    beside = 3 if aggregation == "scaffold" else 0  # rounds with controls as large as the model
+    travelled = (2 * (4 + beside) * 3080, 2 * (3 + beside) * 3080)
+    assert (down, up) == ((0, 0) if aggregation in REFERENCES else travelled)
     assert (summary["bytes_down"], summary["bytes_up"]) == (down, up)
     assert summary["parameters"] == {"trained": 770, "full": 92_924_928 + 770}
     assert summary["weights"] == "random"
@@ -144,23 +150,15 @@ def test_local_chooses_each_clients_round_by_its_own_validation(clients, tmp_pat
 
 
 def test_a_killed_cell_goes_on_from_its_checkpoint(clients, tmp_path, monkeypatch):
-    from fedbrain.federated import apps
-
     run(clients, tmp_path / "whole", "fedce")
-    real, calls = apps.train, []
-
-    def killed(*arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise RuntimeError("killed")
-        return real(*arguments)
-
-    monkeypatch.setattr(apps, "train", killed)
+    calls = dying(monkeypatch, local, 4, RuntimeError("killed"))
     with pytest.raises(ClientFailure, match="client B: RuntimeError: killed"):
         run(clients, tmp_path / "resumed", "fedce")
-    assert [path.name for path in (tmp_path / "resumed").iterdir()] == ["checkpoint.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "resumed").iterdir()) == ["checkpoint.safetensors", "clients"]
+    (tmp_path / "resumed/.123.rounds.tsv").touch()  # a kill in the middle of a file leaves this
     run(clients, tmp_path / "resumed", "fedce")
     assert len(calls) == 4 + 4  # rounds 2 and 3 of two clients
+    assert {path.name for path in (tmp_path / "resumed").iterdir() if path.is_file()} == FILES
     for file in ("predictions.tsv", "model.safetensors"):
         assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
@@ -192,17 +190,8 @@ def exchange_sides(client):
     ids=["nothing", "sides", "labels", "encoder", "volumes", "code", "seed"],
 )
 def test_a_checkpoint_is_used_only_where_nothing_has_changed(clients, tmp_path, monkeypatch, change, options, rounds):
-    from fedbrain.federated import apps
-
-    real, calls, drawn = apps.train, [], []
-
-    def counted(*arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise RuntimeError("killed")
-        return real(*arguments)
-
-    monkeypatch.setattr(apps, "train", counted)
+    drawn = []
+    dying(monkeypatch, local, 4, RuntimeError("killed"))
     with pytest.raises(ClientFailure, match="killed"):
         run(clients, tmp_path, "fedavg", code="one")
 

@@ -9,7 +9,7 @@ from small_clients import make_client
 
 from fedbrain.errors import StudyError
 from fedbrain.federated.data import assert_no_leakage, load_clients, pool_clients
-from fedbrain.tables import SCANS, SPLITS, write_table
+from fedbrain.tables import DROPPED, SCANS, SPLITS, read_table, write_table
 
 
 def splits(*rows):
@@ -172,3 +172,29 @@ def test_pooling_keeps_every_scan_on_its_side():
     assert pooled.train.scans == clients[0].train.scans + clients[1].train.scans
     assert torch.equal(read(pooled.test), torch.cat([clients[0].test.x, clients[1].test.x]))
     assert len(pooled.validation) == 12
+
+
+def test_dropped_scans_take_no_part_though_they_have_an_embedding(study):
+    # The split no longer knows subject 04, all of whose scans are dropped; of 03 one visit stays.
+    table = read_table(study["splits"], SPLITS)
+    write_table(table[table["subject"] != "04"], study["splits"])
+    rows = [("x", "sub-04", "cjv"), ("x", "sub-03_ses-a", "cjv"), ("another", "sub-02", "cjv")]
+    write_table(pd.DataFrame(rows, columns=list(DROPPED)).astype(DROPPED), study["folder"] / "dropped.tsv")
+    arguments = ({"x": study["shards"]}, {"x": study["scans"]}, study["splits"])
+    client = load_clients(*arguments, dropped=study["folder"] / "dropped.tsv")["x"]
+    assert client.train.scans == ("sub-02", "sub-03_ses-b")
+    assert read(client.train)[:, 0, 0, 0, 0].tolist() == [2, 3.5]
+    assert client.test.scans == ("sub-01",)
+    assert len(client.validation) == 0
+    assert client.absent == 1  # the one that has no embedding
+    with pytest.raises(StudyError, match="1 scan.* not in the split"):
+        load_clients(*arguments)
+
+
+def test_a_run_is_not_taken_up_again_where_other_scans_are_dropped(study):
+    arguments = ({"x": study["shards"]}, {"x": study["scans"]}, study["splits"])
+    prints = [load_clients(*arguments)["x"].fingerprint]
+    for dropped in ([], [("x", "sub-03_ses-a", "cjv")]):
+        write_table(pd.DataFrame(dropped, columns=list(DROPPED)).astype(DROPPED), study["folder"] / "dropped.tsv")
+        prints.append(load_clients(*arguments, dropped=study["folder"] / "dropped.tsv")["x"].fingerprint)
+    assert prints[0] == prints[1] != prints[2]

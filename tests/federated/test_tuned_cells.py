@@ -7,14 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from federation import dying
 from safetensors.numpy import load_file
 from small_clients import make_client
 
 from fedbrain.errors import StudyError
+from fedbrain.federated import local, task
 from fedbrain.federated.cell import train_cell
 from fedbrain.federated.data import pool_clients
 from fedbrain.federated.rounds import ClientFailure
-from fedbrain.models.classifier import EncoderSource
+from fedbrain.models.classifier import EncoderSource, build_classifier
+from fedbrain.models.lora import DualLoRA, LoRA
 from fedbrain.models.references import NearestClassCentre
 from fedbrain.tables import PREDICTIONS, ROUNDS, read_table
 
@@ -36,7 +39,7 @@ def run(clients, folder, tuning="lora", aggregation="fedavg", **options):
     return train_cell(clients, tuning=tuning, aggregation=aggregation, folder=folder, **settings)
 
 
-@pytest.mark.parametrize("aggregation", ["fedavg", "fedce", "rate_my_lora", "centralized", "local"])
+@pytest.mark.parametrize("aggregation", ["fedavg", "fedce", "centralized", "local"])
 def test_adapters_and_head_are_all_that_travels_and_is_written(aggregation, tmp_path):
     summary = run(clients_of(TOKENS), tmp_path, aggregation=aggregation)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -59,20 +62,57 @@ def test_adapters_and_head_are_all_that_travels_and_is_written(aggregation, tmp_
     assert summary["weights"] == "random (seed 0)"
 
 
-def test_a_killed_tuned_cell_goes_on_and_ends_in_the_same_bytes(tmp_path, monkeypatch):
-    from fedbrain.federated import apps
+@pytest.mark.parametrize("rule", ["flora", "rate_my_lora"])
+def test_merging_changes_the_rows_of_q_and_v_in_the_fused_projection_and_the_cells_model_has_them(tmp_path, rule):
+    run(clients_of(TOKENS), tmp_path / "0", aggregation=rule, tuning_options=LAST | {"targets": ["q", "v"]})
+    tensors = load_file(tmp_path / "0/model.safetensors")
+    fused = "encoder.blocks.11.attn.qkv.fused.weight"
+    assert [name for name in tensors if "lora" not in name and "head" not in name] == [fused]
+    model = build_classifier("linear", LoRA(blocks=1, targets=("q", "v")), seed=0)
+    moved = np.abs(tensors[fused] - model.state_dict()[fused].numpy()).reshape(3, 768, 768).max((1, 2))
+    assert moved[0] > 0
+    assert moved[1] == 0
+    assert moved[2] > 0
 
+
+def test_a_client_keeps_its_b_of_the_best_round_under_fedsa_lora(tmp_path):
+    summary = run(clients_of(TOKENS), tmp_path, aggregation="fedsa_lora")
+    tensors = load_file(tmp_path / "model.safetensors")
+    a, b = (f"encoder.blocks.11.attn.qkv.lora_{factor}.default.weight" for factor in "AB")
+    assert set(tensors) == {a, f"A/{b}", f"B/{b}", "head.classify.weight", "head.classify.bias"}
+    assert not np.array_equal(tensors[f"A/{b}"], tensors[f"B/{b}"])
+    assert not (tmp_path / "clients").exists()
+    assert summary["bytes_up"] == 2 * 2 * 4 * (8 * 768 + 770)
+
+
+def test_of_two_adapters_one_travels_and_the_other_is_each_clients_own(tmp_path):
+    options = {"tuning_options": LAST | {"targets": ["q", "proj"], "local_rank": 2}}
+    summary = run(clients_of(TOKENS), tmp_path, tuning="dual_lora", aggregation="fedopal", **options)
+    tensors = load_file(tmp_path / "model.safetensors")
+    layers = ("encoder.blocks.11.attn.proj", "encoder.blocks.11.attn.qkv.parts.q")
+    shared = {f"{layer}.lora_{factor}.default.weight" for layer in layers for factor in "AB"}
+    own = {f"{client}/{name.replace('default', 'local')}" for client in "AB" for name in shared}
+    assert set(tensors) == shared | own | {"head.classify.weight", "head.classify.bias"}
+    assert all(
+        tensors[name].shape[0 if "lora_A" in name else 1] == (2 if "local" in name else 8) for name in shared | own
+    )
+    assert summary["bytes_up"] == 2 * 2 * 4 * (2 * 2 * 8 * 768 + 770)
+    assert summary["parameters"]["trained"] == 2 * 2 * (8 + 2) * 768 + 770
+    assert all(np.abs(tensors[name]).max() > 0 for name in shared | own)
+
+
+def test_the_shared_one_of_two_adapters_starts_as_that_of_lora_does():
+    with torch.random.fork_rng(devices=[]):
+        one, two = (build_classifier("linear", tuning(blocks=1), seed=3).state_dict() for tuning in (LoRA, DualLoRA))
+    assert all(torch.equal(two[name], tensor) for name, tensor in one.items())
+    extra = [name for name in two if name not in one]
+    assert extra == [name.replace("default", "local") for name in one if "lora" in name]
+
+
+def test_a_killed_tuned_cell_goes_on_and_ends_in_the_same_bytes(tmp_path, monkeypatch):
     clients, options = clients_of(TOKENS), {"tuning_options": LAST | {"dropout": 0.2}}
     run(clients, tmp_path / "whole", **options)
-    real, calls = apps.train, []
-
-    def killed(*arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise RuntimeError("killed")
-        return real(*arguments)
-
-    monkeypatch.setattr(apps, "train", killed)
+    calls = dying(monkeypatch, local, 4, RuntimeError("killed"))
     with pytest.raises(ClientFailure):
         run(clients, tmp_path / "resumed", **options)
     run(clients, tmp_path / "resumed", **options)
@@ -82,17 +122,7 @@ def test_a_killed_tuned_cell_goes_on_and_ends_in_the_same_bytes(tmp_path, monkey
 
 
 def test_a_checkpoint_of_other_options_of_the_tuning_is_not_gone_on_with(tmp_path, monkeypatch):
-    from fedbrain.federated import apps
-
-    clients, calls, real = clients_of(TOKENS), [], apps.train
-
-    def killed(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise RuntimeError("killed")
-        return real(*arguments)
-
-    monkeypatch.setattr(apps, "train", killed)
+    clients, calls = clients_of(TOKENS), dying(monkeypatch, local, 3, RuntimeError("killed"))
     with pytest.raises(ClientFailure):
         run(clients, tmp_path)
     run(clients, tmp_path, tuning_options=LAST | {"alpha": 32})  # the same shapes
@@ -101,19 +131,9 @@ def test_a_checkpoint_of_other_options_of_the_tuning_is_not_gone_on_with(tmp_pat
 
 @pytest.mark.parametrize("aggregation", ["local", "centralized"])
 def test_a_killed_reference_goes_on_and_ends_in_the_same_bytes(aggregation, tmp_path, monkeypatch):
-    from fedbrain.federated import task
-
     clients = clients_of(TOKENS)
     run(clients, tmp_path / "whole", aggregation=aggregation)
-    real, calls = task.train, []
-
-    def killed(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(task, "train", killed)
+    calls = dying(monkeypatch, task, 2, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         run(clients, tmp_path / "resumed", aggregation=aggregation)
     run(clients, tmp_path / "resumed", aggregation=aggregation)
@@ -133,7 +153,6 @@ def test_tokens_of_another_encoder_or_block_are_refused(tmp_path):
 
 def test_a_run_stopped_after_memory_ran_out_ends_as_the_undisturbed_one(tmp_path, monkeypatch):
     """With dropout, whose draws depend on the parts of a batch: the parts are remembered, and a failed pass leaves no trace."""
-    from fedbrain.federated import apps
     from fedbrain.models.classifier import Classifier
 
     clients, options = clients_of(TOKENS, train=4), {"tuning_options": LAST | {"dropout": 0.3}}
@@ -149,15 +168,7 @@ def test_a_run_stopped_after_memory_ran_out_ends_as_the_undisturbed_one(tmp_path
     monkeypatch.setattr(Classifier, "forward", small)
     run(clients, tmp_path / "whole", **options)
     run(clients, tmp_path / "parts", **(options | {"training": options["training"] | {"micro_batch": 2}}))
-    real, calls = apps.train, []
-
-    def killed(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise RuntimeError("killed")
-        return real(*arguments)
-
-    monkeypatch.setattr(apps, "train", killed)
+    dying(monkeypatch, local, 3, RuntimeError("killed"))
     with pytest.raises(ClientFailure):
         run(clients, tmp_path / "resumed", **options)
     run(clients, tmp_path / "resumed", **options)

@@ -4,7 +4,8 @@ import pytest
 from matplotlib.text import Text
 from scipy.stats import gaussian_kde
 
-from fedbrain.figures.intensity import intensity_density, intensity_profiles, smoothed_density
+from fedbrain import registry
+from fedbrain.figures.intensity import NORMALIZED, intensity_density, intensity_profiles, smoothed_density
 from fedbrain.tables import HISTOGRAM
 
 
@@ -129,3 +130,13 @@ def test_the_axis_after_normalization_is_that_of_the_normalization():
     assert unit["zscore"] == "intensity (z)"
     assert "0.1st to 99.9th percentile" in unit["minmax"]
     assert "scanner units" in unit["none"]
+
+
+def test_every_method_of_the_registry_has_its_own_unit_on_the_axis():
+    assert set(NORMALIZED) == set(registry.names("intensity"))
+    table = pd.DataFrame({"stage": "after", "start": [0.2, 0.4], "width": 0.01, "count": [5, 5]})
+    for name in NORMALIZED:
+        figure = intensity_profiles({"n": table}, intensity=name)
+        figure.draw_without_rendering()
+        box = figure.axes[1].xaxis.label.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from fedbrain.imaging import quality
 
@@ -58,6 +59,79 @@ def test_edge_fraction_of_a_column_through_the_whole_volume():
     assert quality.edge_fraction(box(4, 4, 4)) == pytest.approx(0)
 
 
+def test_tissue_without_contrast_or_noise_is_no_error():
+    flat = np.full(50, 7, np.float32)
+    noisy = np.linspace(5, 9, 51).astype(np.float32)  # its median is 7, too
+    with np.errstate(all="ignore"):
+        assert quality.cjv(flat, noisy) == np.inf
+        assert np.isnan(quality.cjv(flat, flat))
+        assert quality.snr(flat) == np.inf
+        assert np.isnan(quality.snr(0 * flat))
+
+
 def test_outside_grid_fraction():
     assert quality.outside_grid_fraction(box(2, 3, 4), 500, expected_ml=12) == pytest.approx(0)
     assert quality.outside_grid_fraction(box(2, 3, 4), 500, expected_ml=48) == pytest.approx(0.75)
+
+
+def test_smoothness_of_smoothed_noise_is_the_width_of_the_kernel_in_mm():
+    noise = np.random.default_rng(0).normal(size=(60, 60, 60))
+    sigma = np.array([2.0, 1.5, 3.0])  # voxels
+    size = np.array([1.0, 2.0, 0.8])  # mm
+    smooth = gaussian_filter(noise, sigma, mode="wrap")
+    mask = np.ones(noise.shape, dtype=bool)
+    expected = np.prod(2.3548 * sigma * size) ** (1 / 3)
+    assert quality.smoothness_mm(smooth, mask, size) == pytest.approx(expected, rel=0.06)
+    assert quality.smoothness_mm(noise, mask, size) < 1.2  # neighbours have nothing in common
+
+
+def test_smoothness_knows_no_brightness_and_only_the_mask():
+    values, mask = (
+        gaussian_filter(np.random.default_rng(1).normal(size=(20, 20, 20)), 2),
+        box(12, 12, 12, of=(20, 20, 20)),
+    )
+    once = quality.smoothness_mm(values, mask, np.ones(3))
+    spoiled = np.where(mask, 7 * values + 50, 1e6)
+    assert quality.smoothness_mm(spoiled, mask, np.ones(3)) == pytest.approx(once, rel=1e-6)
+
+
+def test_entropy_focus_is_one_for_an_even_image_and_nought_for_one_bright_voxel():
+    assert quality.efc(np.full((8, 8, 8), 3.0)) == pytest.approx(1)
+    single = np.zeros((8, 8, 8))
+    single[2, 4, 6] = 5
+    assert quality.efc(single) == 0
+    # four equal voxels of 64: E = -4 (1/2 ln 1/2) = 2 ln 2, at most 8 ln 8 = 24 ln 2
+    four = np.zeros((8, 8, 8))
+    four[0, 0, :] = 2
+    assert quality.efc(four) == pytest.approx(2 / 24)
+
+
+def test_rim_intensity_of_a_ball_in_a_shell():
+    away = np.sqrt(((np.indices((30, 30, 30)) - 14.5) ** 2).sum(0))
+    head = np.select([away < 8, away < 11, away < 14], [100.0, 20, 300], 0)
+    assert quality.rim_intensity(head, away < 8) == pytest.approx(0.2)
+    assert quality.rim_intensity(head, away < 4) == pytest.approx(1)  # brain left outside
+    assert quality.rim_intensity(head, away < 10.8) == pytest.approx(15)  # the mask is too large, skin lies around it
+    assert np.isnan(quality.rim_intensity(head, np.ones(head.shape, dtype=bool)))
+
+
+def test_left_right_correlation_of_mirror_images_and_of_their_opposites():
+    half = np.random.default_rng(0).random((5, 10, 10))
+    mask = np.ones((10, 10, 10), dtype=bool)
+    assert quality.left_right_correlation(np.concatenate([half, half[::-1]]), mask) == pytest.approx(1)
+    assert quality.left_right_correlation(np.concatenate([half, -half[::-1]]), mask) == pytest.approx(-1)
+    lopsided = mask.copy()
+    lopsided[:2] = False  # counted on neither side then
+    values = np.concatenate([half, half[::-1]])
+    values[[0, 1, 8, 9]] = 99
+    assert quality.left_right_correlation(values, lopsided) == pytest.approx(1)
+
+
+def test_field_of_view_counts_the_template_inside_the_scan():
+    template = np.zeros((20, 20, 20), dtype=bool)
+    template[4:16, 4:16, 4:16] = True  # every second voxel: 4, 6, ... 14
+    assert quality.fov_coverage(template, np.eye(4), (20, 20, 20)) == 1
+    assert quality.fov_coverage(template, np.eye(4), (20, 20, 10)) == pytest.approx(3 / 6)
+    shifted = np.eye(4)
+    shifted[0, 3] = 100
+    assert quality.fov_coverage(template, shifted, (20, 20, 20)) == 0

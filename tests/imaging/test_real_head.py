@@ -1,4 +1,4 @@
-"""One real head through all steps, with the reference mask of three other networks."""
+"""Real heads: one through all steps, six against the reference masks of three other networks."""
 
 import json
 
@@ -6,10 +6,11 @@ import nibabel
 import numpy as np
 import pandas as pd
 
-from fedbrain.imaging import layout
+from fedbrain import registry
+from fedbrain.imaging import layout, reading
 from fedbrain.imaging.quality import dice
 from fedbrain.imaging.registration import GRID_AFFINE, resample
-from fedbrain.imaging.shard import preprocess_shard
+from fedbrain.imaging.shard import RECIPE_DEFAULTS, preprocess_shard
 from fedbrain.tables import MANIFEST
 
 
@@ -28,6 +29,9 @@ def test_a_real_head_is_found_laid_on_the_template_and_repeatable(real_heads, tm
     assert quality["mask_dice"] >= 0.93
     assert quality["template_correlation"] >= 0.55
     assert 1000 < quality["brain_volume_ml"] < 1900
+    assert quality["registration_similarity"] >= 0.08
+    assert quality["head_rotation_degrees"] < 45
+    assert quality["header_conflict"] == 0
 
     # The reference mask, sent through the transform on record, must lie where the brain lies.
     record = json.loads(layout.sidecar_path(tmp_path / "once", "sub-04").read_text())
@@ -37,3 +41,16 @@ def test_a_real_head_is_found_laid_on_the_template_and_repeatable(real_heads, tm
     expected = resample(reference.get_fdata(dtype=np.float32), voxel_map) >= 0.5
     found = nibabel.load(layout.mask_path(tmp_path / "once", "sub-04")).get_fdata() > 0
     assert dice(found, expected) >= 0.95
+
+
+def test_the_default_extractor_agrees_with_three_other_networks_on_six_heads(real_heads):
+    agreement = {}
+    for path in sorted((real_heads / "brain_masks").glob("*_brainmask.nii.gz")):
+        name = path.name.removesuffix("_brainmask.nii.gz")
+        scan = reading.decode(reading.read_source(real_heads / "heads" / f"{name}_T1w.nii.gz"))
+        reference = reading.decode(reading.read_source(path)).values > 0.5
+        extract = registry.lookup("brain_extractor", RECIPE_DEFAULTS["extractor"])
+        agreement[name] = dice(extract(scan, None).brain, reference)  # on the scan's own grid
+    assert len(agreement) == 6
+    assert min(agreement.values()) >= 0.92, agreement
+    assert np.mean(list(agreement.values())) >= 0.95, agreement

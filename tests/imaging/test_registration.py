@@ -8,8 +8,20 @@ import pytest
 
 from fedbrain.imaging import registration
 from fedbrain.imaging.quality import dice
-from fedbrain.imaging.reading import ScanFailure
-from fedbrain.imaging.registration import GRID_AFFINE, GRID_SHAPE, register_affine, resample, template
+from fedbrain.imaging.reading import ScanFailure, Source
+from fedbrain.imaging.registration import (
+    GRID_AFFINE,
+    GRID_SHAPE,
+    SIMILARITY_STRIDE,
+    align,
+    axis_codes,
+    head_orientation,
+    register_affine,
+    resample,
+    similarity,
+    template,
+)
+from fedbrain.imaging.shard import complete_recipe, compute_scan
 
 SETTINGS = {"resolution": 4, "iterations": [100, 50], "seed": 1}
 
@@ -89,6 +101,79 @@ def test_a_sheared_header_is_put_back_into_the_result():
     assert worst_distance(np.linalg.inv(shear) @ found, np.eye(4)) < 3
 
 
+def test_similarity_is_1_for_the_template_itself_and_agrees_with_scikit_learn():
+    from scipy.stats import entropy
+    from sklearn.metrics import mutual_info_score
+
+    values, affine = registration._thinned_template(SIMILARITY_STRIDE)
+    assert similarity(values, affine, np.eye(4)) == pytest.approx(1)
+
+    other = np.random.default_rng(0).permuted(values, axis=0)
+    union = (values > registration.RIM) | (other > registration.RIM * other.max())
+    labels = [registration._binned(part[union]) for part in (values, other)]
+    joint = entropy(np.unique(np.stack(labels), axis=1, return_counts=True)[1])
+    assert similarity(other, affine, np.eye(4)) == pytest.approx(mutual_info_score(*labels) / joint)
+
+
+def test_a_brain_that_lies_right_is_not_searched_for():
+    brain, affine = moved_template(known_affine())
+    found = align(brain, affine, **SETTINGS, search_below=0.08)
+    assert (found.start, found.starts) == ("given", 1)
+    np.testing.assert_array_equal(found.mni_to_scanner, register_affine(brain, affine, **SETTINGS))
+
+
+def test_a_brain_that_lies_turned_and_tilted_is_found():
+    true = known_affine() @ nibabel.affines.from_matvec(registration._rotation((10, 180, -10)))
+    brain, affine = moved_template(true)
+    one_start = align(brain, affine, **SETTINGS, search_below=0)
+    assert worst_distance(one_start.mni_to_scanner, true) > 50
+    assert one_start.similarity < 0.065  # and it shows
+    found = align(brain, affine, **SETTINGS, search_below=0.08)
+    assert found.starts == 1 + 24 * 27
+    assert worst_distance(found.mni_to_scanner, true) < 3
+    assert axis_codes(head_orientation(affine, found.mni_to_scanner)) == "LAI"
+
+
+def test_a_scale_that_no_head_has_is_a_failure():
+    brain, affine = moved_template(np.diag([0.55, 0.55, 0.55, 1]))
+    with pytest.raises(ScanFailure, match="scaled"):
+        register_affine(brain, affine, **SETTINGS)
+
+
+def test_a_head_stored_along_other_axes_than_its_header_says_gives_the_same_volume():
+    brain, affine = moved_template(known_affine())
+    volumes = []
+    for codes in ("RAS", "RSP"):  # as the header has it, and turned by 90 degrees about x
+        values = nibabel.apply_orientation(brain, nibabel.orientations.axcodes2ornt(codes))
+        sources = []
+        for image in (1000 * values, values > 0):
+            content = nibabel.Nifti1Image(image.astype(np.float32), affine).to_bytes()
+            sources.append(Source(Path("memory"), content, "", len(content), 0))
+        recipe = {"extractor": "provided", "registration_resolution": 4, "registration_iterations": [100, 50]}
+        volume, mask, record, _ = compute_scan(*sources, complete_recipe(recipe), "cpu")
+        volumes.append((volume, mask, record))
+    assert "turning" not in [step["name"] for step in volumes[0][2]["steps"]]
+    for volume, mask, record in volumes[1:]:
+        assert "turning" in [step["name"] for step in record["steps"]]
+        assert record["quality"]["head_rotation_degrees"] > 60
+        assert dice(mask, volumes[0][1]) > 0.98
+        assert np.corrcoef(volume[mask], volumes[0][0][mask])[0, 1] > 0.97
+
+
+def test_a_ball_of_noise_is_a_failure():
+    place = 3 * (np.indices((60, 60, 60)) - 30)  # (3, 60, 60, 60) mm
+    ball = (place**2).sum(axis=0) < 70**2
+    values = np.where(ball, np.random.default_rng(0).uniform(500, 1500, ball.shape), 0)
+    sources = []
+    for image in (values, ball):
+        content = nibabel.Nifti1Image(image.astype(np.float32), np.diag([3.0, 3, 3, 1])).to_bytes()
+        sources.append(Source(Path("memory"), content, "", len(content), 0))
+    recipe = {"extractor": "provided", "registration_resolution": 4, "registration_iterations": [100, 50]}
+    recipe["registration_search_below"] = 0  # no rotation makes it a brain, and each costs time
+    with pytest.raises(ScanFailure, match="could not be laid on the template"):
+        compute_scan(*sources, complete_recipe(recipe), "cpu")
+
+
 def test_the_transform_agrees_with_what_ants_itself_applies():
     import ants
 
@@ -100,8 +185,8 @@ def test_the_transform_agrees_with_what_ants_itself_applies():
     )
     theirs = ants.apply_ants_transform_to_image(
         transform,
-        registration._ants_image(brain, affine),
-        registration._ants_image(template().values, GRID_AFFINE),
+        registration.ants_image(brain, affine),
+        registration.ants_image(template().values, GRID_AFFINE),
         interpolation="linear",
     ).numpy()
     inside = ours[8:-8, 8:-8, 8:-8]  # ITK and scipy treat the outermost half voxel differently

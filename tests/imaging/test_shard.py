@@ -10,18 +10,20 @@ import pandas as pd
 import pytest
 
 from fedbrain.errors import StudyError
-from fedbrain.imaging import histogram, layout, quality, registration, shard
+from fedbrain.imaging import derivatives, histogram, intensity, layout, nyul, quality, registration, shard
 from fedbrain.imaging.faults import is_of_machine
 from fedbrain.imaging.reading import ScanFailure
 from fedbrain.tables import HISTOGRAM, MANIFEST, VOLUMES
 
-# Coarse and short: these tests are about the shard, not about the fit.
+# Coarse and short: these tests are about the shard, not about the fit. Their heads are balls, which fit no template.
 RECIPE = {
     "extractor": "provided",
     "bias_field_spacing": 8.0,
     "bias_field_iterations": [2],
     "registration_resolution": 4,
     "registration_iterations": [3],
+    "registration_search_below": 0,
+    "registration_least_similarity": 0,
 }
 
 
@@ -95,7 +97,7 @@ def test_a_bad_scan_is_a_row_and_the_others_are_whole(heads, tmp_path):
         assert len(np.unique(values[~inside])) == 1
         pooled["after"].append(values[inside])
     # The shard's histogram is that of all brain voxels that lie in its volumes.
-    expected = histogram.scan_histogram(np.concatenate(pooled["after"]), shard.NORMALIZED_WIDTH)
+    expected = histogram.scan_histogram(np.concatenate(pooled["after"]), intensity.BIN_WIDTHS["encoder"])
     after = counts[counts["stage"] == "after"].drop(columns="stage").reset_index(drop=True)
     pd.testing.assert_frame_equal(after, expected)
     before = counts[counts["stage"] == "before"]
@@ -114,7 +116,39 @@ def test_a_second_run_computes_nothing_and_says_the_same(heads, tmp_path, monkey
     pd.testing.assert_frame_equal(counts, again)
 
 
-def test_a_failed_scan_is_tried_again(heads, tmp_path, write_head):
+def test_what_was_found_wrong_with_a_scan_is_not_found_out_again(heads, tmp_path, monkeypatch):
+    paths, mask = heads
+    scans, folder, computed = manifest({"1": paths["1"]}, mask), tmp_path / "out", []
+    with monkeypatch.context() as patch:
+
+        def fail(*arguments):
+            computed.append(1)
+            raise ScanFailure("no head")
+
+        patch.setattr(shard, "compute_scan", fail)
+        first, _ = run(scans, folder)
+        again, counts = run(scans, folder)
+        assert len(computed) == 1
+        pd.testing.assert_frame_equal(first, again)
+        assert (again["status"][0], again["reason"][0], again["reused"][0]) == ("failed", "no head", 0)
+        assert counts.empty
+        run(scans, folder, interpolation="cubic")  # another recipe may find what this one did not
+        assert len(computed) == 2
+    table, _ = run(scans, folder)
+    assert table["status"][0] == "ok"
+    assert not layout.failure_path(folder, "sub-1").exists()
+
+
+def test_an_unforeseen_error_is_tried_again(heads, tmp_path, monkeypatch):
+    paths, mask = heads
+    scans, folder = manifest({"1": paths["1"]}, mask), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(shard, "compute_scan", lambda *arguments: 1 // 0)
+        assert run(scans, folder)[0]["status"][0] == "failed"
+    assert run(scans, folder)[0]["status"][0] == "ok"
+
+
+def test_a_failed_scan_is_tried_again_when_its_file_is_another(heads, tmp_path, write_head):
     paths, mask = heads
     run(manifest(paths, mask), tmp_path / "out")
     write_head("c.nii.gz", make_head(seed=5))
@@ -137,6 +171,10 @@ def fail_on(monkeypatch, method, number, touched):
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def volumes(folder):
+    return {name: content for name, content in contents(folder).items() if "desc-failed" not in name}
 
 
 def told(failure):
@@ -202,19 +240,19 @@ def test_a_file_without_permission_is_a_row_that_costs_no_volume_and_is_tried_ag
     paths, mask = heads
     scans, folder = manifest(paths, mask), tmp_path / "out"
     run(scans.iloc[:1], folder)
-    before = contents(folder)
+    before = volumes(folder)
     closed = (paths["1"], paths["2"])
     with monkeypatch.context() as patch:
         fail_on(patch, "read_bytes", errno.EACCES, lambda path: path in closed)
         table, _ = run(scans, folder)
     assert list(table["status"]) == ["failed"] * 3
     assert table["reason"].str.contains("read permission").tolist() == [True, True, False]
-    assert contents(folder) == before
+    assert volumes(folder) == before
     with monkeypatch.context() as patch:
         fail_on(patch, "read_bytes", errno.EACCES, lambda path: path == Path(mask))
         table, _ = run(scans.iloc[:1], folder)
     assert table["reason"][0].startswith("the provided brain mask: the file may not be read")
-    assert contents(folder) == before
+    assert volumes(folder) == before
     table, _ = run(scans, folder)
     assert list(table["status"]) == ["ok", "ok", "failed"]
     assert list(table["reused"]) == [1, 0, 0]
@@ -306,6 +344,10 @@ def test_volumes_of_scans_that_left_or_fail_now_are_removed_and_others_files_sta
     half_written.write_bytes(b"half")
     paths["1"].write_bytes(paths["1"].read_bytes()[:100])
     run(manifest({"1": paths["1"]}, mask), folder)
+    why = layout.failure_path(folder, "sub-1")
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", why.name}
+    assert "cut off" in json.loads(why.read_text())["reason"]
+    run(manifest({}), folder)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
@@ -344,7 +386,7 @@ def test_a_job_stopped_between_two_files_leaves_nothing_that_is_taken_for_whole(
     wanted = getattr(layout, f"{stop_at}_path")(folder, "sub-2")
     with monkeypatch.context() as patch:
         for name in ("_write_nifti", "write_text"):
-            patch.setattr(shard, name, stopped_before(getattr(shard, name), wanted))
+            patch.setattr(derivatives, name, stopped_before(getattr(derivatives, name), wanted))
         with pytest.raises(Stopped):
             run(scans, folder)
     # Neither recipe may now find the second scan's files good; the first scan is kept.
@@ -386,10 +428,13 @@ def test_the_record_says_what_was_done(heads, tmp_path):
     table, _ = run(manifest({"1": paths["1"]}, mask), tmp_path / "out")
     record = json.loads(layout.sidecar_path(tmp_path / "out", "sub-1").read_text())
     names = [step["name"] for step in record["steps"]]
-    assert names == ["reading", "brain_extraction", "bias_field", "registration", "resampling", "intensity", "quality"]
+    assert names[:4] == ["reading", "brain_extraction", "bias_field", "registration"]
+    assert names[4:] == ["resampling", "intensity", "quality", "snapshot"]
     assert record["key"] == table["key"][0]
     assert record["source"]["sha256"] == table["sha256"][0]
-    assert record["method"]["recipe"] == shard.complete_recipe(RECIPE)
+    # The path of an extractor's weights decides nothing; their checksum does.
+    assert record["method"]["recipe"] | {"extractor_weights": None} == shard.complete_recipe(RECIPE)
+    assert "extractor_weights" not in record["method"]["recipe"]
     # The determinant in the table is that of the inverse of the transform on record.
     found = np.array(record["steps"][3]["parameters"]["mni_to_scanner"])
     assert table["affine_determinant"][0] == pytest.approx(1 / np.linalg.det(found), rel=1e-4)
@@ -432,8 +477,22 @@ def test_a_scan_listed_twice_is_refused(heads, tmp_path):
 def test_comments_and_docstrings_do_not_count_as_code():
     plain = "def f(x):\n    return x + 1\n"
     told = '"""A module."""\n\n\ndef f(x):\n    """Adds one."""\n    # because\n    return (x + 1)\n'
-    assert shard.code_digest(plain) == shard.code_digest(told)
-    assert shard.code_digest(plain) != shard.code_digest(plain.replace("1", "2"))
+    assert derivatives.code_digest(plain) == derivatives.code_digest(told)
+    assert derivatives.code_digest(plain) != derivatives.code_digest(plain.replace("1", "2"))
+
+
+def test_for_a_fitted_method_the_volume_keeps_its_units_and_the_record_holds_what_the_fit_needs(heads, tmp_path):
+    paths, mask = heads
+    scans = manifest({"1": paths["1"]}, mask)
+    table, counts = run(scans, tmp_path / "out", intensity="nyul")
+    plain, _ = run(scans, tmp_path / "plain", intensity="none")
+    assert table["key"][0] != plain["key"][0]
+    values, inside = derivatives.read(tmp_path / "out", "sub-1", "here")
+    np.testing.assert_array_equal(values, derivatives.read(tmp_path / "plain", "sub-1", "here")[0])
+    record = json.loads(layout.sidecar_path(tmp_path / "out", "sub-1").read_text())
+    (step,) = (step for step in record["steps"] if step["name"] == "intensity")
+    assert step["parameters"] == {"method": "nyul", "landmarks": nyul.landmarks(values, inside)}
+    assert set(counts["stage"]) == {"before"}
 
 
 def test_a_failure_message_is_one_line(heads, tmp_path, monkeypatch):

@@ -6,15 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from docutils.core import publish_parts
-from jinja2 import Template
+from jinja2 import Environment
 
+from fedbrain.cohorts.intake import ON_EXCLUDE_LIST
 from fedbrain.report.study_page import study_page
 from fedbrain.tables import (
     CALIBRATION,
     COMPARISONS,
+    DUPLICATES,
     EFFICIENCY,
     EXCLUDED,
+    HARMONIZATION,
     PERFORMANCE,
+    SITE_EFFECTS,
+    SITE_VARIANCE,
     SUBGROUPS,
     THRESHOLDS,
 )
@@ -25,6 +30,7 @@ STUDY = {
     "class_names": ["control", "dementia"],
     "splits": {"validation": 0.2, "test": 0.3, "link_ids": True},
     "preprocessing": {"extractor": "deepbet", "intensity": "encoder"},
+    "quality": {"outlier_z": 3.5, "limits": {"mask_dice": {"min": 0.93}}, "drop": "none", "in_report": False},
     "encoder": {"name": "sam_med3d", "weights": "random", "batch_size": 1},
     "evaluation": {
         "resamples": 1000,
@@ -87,6 +93,23 @@ def subgroup_row(group, metric, value, cases, reference=None, aggregation="fedav
     return row | {"low": value - 0.2, "high": value + 0.2, "positives": cases, "negatives": 30, "note": few}
 
 
+def site(features, label="all", side="all", harmonization="none", **values):
+    return {"features": features, "harmonization": harmonization, "side": side, "label": label} | values
+
+
+def told_cohorts():
+    """How well the cohort is told from channel means, and from age and sex alone."""
+    counts = {"scans": 40, "subjects": 33, "folds": 5}
+    rows = []
+    for place, value in ((site("mean"), 0.83), (site("mean", "controls"), 0.77), (site("age and sex"), 0.52)):
+        balanced = {"metric": "balanced_accuracy", "cohort": "all", "chance": 0.5, "value": value}
+        rows.append(place | counts | balanced | {"low": value - 0.1, "high": value + 0.1})
+        rows += [
+            place | counts | {"metric": "auc", "cohort": name, "chance": 0.5, "value": value + 0.05} for name in "ab"
+        ]
+    return a_table(SITE_EFFECTS, rows)
+
+
 @pytest.fixture
 def evaluated():
     rough = "4 cases only: p-values and limits are rough"
@@ -126,6 +149,14 @@ def evaluated():
                 subgroup_row("M", "auc", 0.55, 4, aggregation="local"),
             ],
         ),
+        "site_effects": {"sam_med3d": told_cohorts()},
+        "site_variance": {
+            "sam_med3d": a_table(
+                SITE_VARIANCE,
+                [site("mean", feature=k, omega_squared=share) for k, share in enumerate((0.2, 0.31, 0.9))],
+            )
+        },
+        "harmonization": {},
         "drawn": "fedavg",
     }
 
@@ -136,6 +167,7 @@ def arguments(evaluated):
         {"scan": ["1", "2", "3"], "subject": ["s1", "s2", "s3"], "age": [60.0, 70.0, 80.0], "sex": ["F", "M", "F"]}
     )
     excluded = pd.DataFrame([{"row": 5, "reason": "no diagnosis"}]).reindex(columns=list(EXCLUDED))
+    passed_over = pd.DataFrame({"reason": ["contrast-enhanced", "another was chosen", "another was chosen"]})
     volumes = pd.DataFrame(
         {"scan": ["1", "2", "3"], "status": ["ok", "ok", "failed"], "reason": [None, None, "constant"]}
     )
@@ -174,8 +206,11 @@ def arguments(evaluated):
         "efficiency": pd.DataFrame(cells)[list(EFFICIENCY)].astype(EFFICIENCY),
         "scans": {"a": scans, "b": scans},
         "excluded": {"a": excluded, "b": excluded.iloc[:0]},
+        "passed_over": {"a": passed_over.iloc[:0], "b": passed_over},
         "volumes": {"a": volumes, "b": volumes},
+        "quality": {"a": volumes.assign(flagged=0, kept=[1, 1, 0]), "b": volumes.assign(flagged=0, kept=[1, 1, 0])},
         "splits": splits,
+        "duplicates": a_table(DUPLICATES, []),
         "performance": pd.DataFrame(rows)[list(PERFORMANCE)],
         "cells": [["linear", "frozen", "fedavg", [0, 1]], ["linear", "frozen", "local", [0]]],
         "summaries": [summary(), summary(), summary("local")],
@@ -183,8 +218,38 @@ def arguments(evaluated):
 
 
 def rendered(text):
-    """As the report makes it: a Jinja template first, then reStructuredText."""
-    return publish_parts(Template(text).render(), writer_name="html", settings_overrides={"halt_level": 2})["html_body"]
+    """As the report makes it: a Jinja template first, with Snakemake's settings, then reStructuredText."""
+    text = Environment(trim_blocks=True, lstrip_blocks=True).from_string(text).render()
+    return publish_parts(text, writer_name="html", settings_overrides={"halt_level": 2})["html_body"]
+
+
+def test_images_that_occur_twice_are_a_warning_without_an_id(arguments):
+    rows = [
+        (1, "a", "s1", 0),
+        (1, "b", "s9", 1),
+        (2, "a", "s2", 1),
+        (2, "a", "s2", 1),
+        (3, "b", "s3", 0),
+        (3, "a", "s4", 0),
+    ]
+    table = pd.DataFrame(rows, columns=["image", "cohort", "subject", "label"])
+    table["scan"], table["same"] = "sub-secret", "voxels"
+    html = rendered(study_page(STUDY, **arguments | {"duplicates": a_table(DUPLICATES, table)}))
+    assert "a and b: 2 images occur more than once, 2 of them under several subject ids" in html
+    assert "a: 1 image occurs more than once, 0 of them" in html
+    assert html.count("The diagnoses of 1 contradict each other") == 1
+    assert "secret" not in html
+    assert "more than once" not in rendered(study_page(STUDY, **arguments))
+
+
+def test_what_scans_and_config_say_is_shown_as_it_is_and_never_computed(arguments):
+    told = "{% endraw %}{{ 7 * 191 }}{# gone #}{% raw %}"
+    volumes = arguments["volumes"]["a"].assign(reason=[None, None, f"the series is called {told}"])
+    study = STUDY | {"title": f"A study {told}", "class_names": ["control {{7*191}}", "case"]}
+    html = rendered(study_page(study, **arguments | {"volumes": {"a": volumes, "b": volumes}}))
+    assert "1337" not in html
+    assert html.count(told) == 3  # title and warnings of two cohorts
+    assert "how to tell case from control {{7*191}} on" in html
 
 
 def test_counts_results_and_cost_are_those_of_the_tables(arguments):
@@ -200,9 +265,36 @@ def test_counts_results_and_cost_are_those_of_the_tables(arguments):
     assert "training of linear" in html
     assert "a: 1 scan failed: constant" in html
     assert "a: 1 left out: no diagnosis" in html
+    assert "do not stand for their session: b 3 (another was chosen: 2; contrast-enhanced: 1)." in html
     assert "AUC of b: one class only" in html
     assert "65.0 (7.1)" in html  # of the two subjects whose scans could be used
     assert "Fraction" not in html
+
+
+def test_what_is_flagged_dropped_and_excluded_is_counted_and_the_choice_is_said(arguments):
+    html = section(rendered(study_page(STUDY, **arguments)), "Quality of the scans")
+    assert "No scan is dropped for its quality" in html
+    assert "at least 0.93 for mask overlap with the template" in html
+    assert "they are no part of this report" in html
+    assert '<a href="quality/a.html"' in html
+    assessed = arguments["quality"]["a"].astype({"reason": "string"})
+    assessed.loc[1, ["flagged", "kept", "reason"]] = (
+        1,
+        0,
+        "mask_dice 0.9 is under the limit 0.93; cjv 0.9 (z +4.0, median 0.5)",
+    )
+    listed = pd.concat([arguments["excluded"]["a"], pd.DataFrame({"reason": [ON_EXCLUDE_LIST]})], ignore_index=True)
+    arguments |= {"quality": arguments["quality"] | {"a": assessed}, "excluded": arguments["excluded"] | {"a": listed}}
+    settings = {"outlier_z": 4, "limits": {}, "drop": "limits", "in_report": True}
+    html = rendered(study_page(STUDY | {"quality": settings}, **arguments))
+    block = section(html, "Quality of the scans")
+    assert "robust z over 4)" in block
+    assert "Scans beyond a limit are dropped" in block
+    assert "must stay with the data" in block
+    # The cell with the link is no plain text.
+    flagged_for = "mask overlap with the template (1); coefficient of joint variation (1)"
+    assert cells_of(block)[:7] == ["a", flagged_for, "3", "1", "1", "1", "1"]
+    assert cells_of(section(html, "Cohorts"))[:6] == ["a", "5", "2", "1", "1", "1"]
 
 
 def test_random_weights_and_phantoms_are_said_first_and_only_if_true(arguments):
@@ -328,3 +420,37 @@ def test_a_limit_that_is_not_finite_is_a_dash_beside_the_other(arguments):
     row = performance_row("linear", "fedavg", "pooled", 2.5, 0.31, metric="calibration_slope")
     arguments["performance"] = pd.concat([arguments["performance"], pd.DataFrame([row])], ignore_index=True)
     assert "2.50 [0.31, –]" in rendered(study_page(STUDY, **arguments))
+
+
+def test_site_effects_are_told_with_chance_and_with_what_else_tells_cohorts_apart(arguments):
+    html = section(rendered(study_page(STUDY, **arguments)), "Site effects")
+    assert "balanced accuracy of <strong>0.83 [0.73, 0.93]</strong>, where 0.50 is chance" in html
+    assert "among controls alone with 0.77 [0.67, 0.87], from age and sex alone with 0.52" in html
+    assert "In half of the channels 31% or more of the variance" in html
+    assert "AUC of b</th>" in html
+    assert "0.88</td>" in html
+    assert "33</td>" in html
+    assert "hospitals that share no embedding cannot compute it" in html
+    assert "No tuning of this study harmonizes the embeddings" in html
+    without = rendered(study_page(STUDY, **arguments | {"site_effects": {}, "site_variance": {}}))
+    assert "was not measured" in section(without, "Site effects")
+
+
+def test_what_a_harmonization_moved_and_sent_is_on_the_page(arguments):
+    study = STUDY | {"tuning": {"combat": {"kind": "frozen", "harmonization": "combat", "covariates": ["age"]}}}
+    row = {"client": "a", "subjects": 12, "numbers_up": 1155, "bytes_up": 9240, "bytes_down": 9216}
+    table = a_table(HARMONIZATION, [row | {"location": 1.234, "scale": 0.876, "iterations": 9, "constant_channels": 0}])
+    html = section(rendered(study_page(study, **arguments | {"harmonization": {"combat": table}})), "Site effects")
+    cells = ["combat", "age", "a", "12", "1.23", "0.88", "9.24 kB", "9.22 kB"]
+    assert re.search("</td>.*?".join(f">{re.escape(cell)}" for cell in cells) + "</td>", html, re.DOTALL)
+    assert "without labels" in html
+
+
+def test_a_fitted_intensity_says_where_its_scale_is_from_and_what_travelled(arguments):
+    def told(**preprocessing):
+        arguments["study"] = STUDY | {"preprocessing": {"nyul": {"scale": "client"}} | preprocessing}
+        return study_page(**arguments)
+
+    assert "nyul" not in told(intensity="encoder")
+    assert "nothing of it left the cohort" in told(intensity="nyul")
+    assert "eleven numbers and two counts travelled" in told(intensity="nyul", nyul={"scale": "shared"})

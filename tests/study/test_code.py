@@ -30,6 +30,19 @@ def test_the_script_itself_is_part_of_it_and_the_registry_is_not(root):
     assert script in files
     assert "federated/aggregation/fedce.py" in names(files)
     assert "federated/aggregation/rate_my_lora.py" not in names(files)
+    # Nor what other rules do on a client.
+    others = (
+        "local_scaffold",
+        "local_proximal",
+        "local_dual",
+        "orthogonality",
+        "aggregation/lora",
+        "aggregation/merging",
+    )
+    assert not {f"federated/{other}.py" for other in others} & names(files)
+    scaffold = names(closure([script, "fedbrain.federated.aggregation.scaffold"]))
+    assert "federated/local_scaffold.py" in scaffold
+    assert "federated/local_dual.py" not in scaffold
     assert "registry.py" not in names(files)
 
 

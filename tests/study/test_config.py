@@ -8,12 +8,14 @@ import pytest
 import yaml
 
 from fedbrain.errors import StudyError
+from fedbrain.registry import REGISTRY
 from fedbrain.study.config import (
     Cell,
     Kept,
     cells,
     checked,
     drawn_aggregation,
+    harmonization,
     kept,
     kind_of,
     options_of,
@@ -64,20 +66,49 @@ def test_the_shipped_config_is_valid(config_schema, root):
         (changed("cohorts", "a", "tabel", value="x"), ["cohorts.a: unknown key 'tabel'", "'table'"]),
         (changed("cohorts", "a", value={}), ["cohorts.a: needs exactly one of table, bids, phantom", "nothing"]),
         (changed("cohorts", "a", "bids", value="x"), ["cohorts.a: needs exactly one of", "table and bids"]),
+        (
+            changed("cohorts", "b", "t1w", value={"acquisition": "x"}),
+            ["cohorts.b.t1w: unknown key 'acquisition'", "acq"],
+        ),
+        (changed("cohorts", "b", "t1w", value={"acq": "mp-rage"}), ["cohorts.b.t1w.acq", "A value in the file's name"]),
+        (changed("cohorts", "b", "t1w", value={"choose": "best"}), ["cohorts.b.t1w.choose", "'best' is not one of"]),
+        (changed("cohorts", "b", "t1w", value={"series": ["*"]}), ["cohorts.b.t1w.series", "this cohort has no table"]),
+        (changed("cohorts", "a", "t1w", value={"run": 1}), ["cohorts.a.t1w.run", "this cohort has no bids"]),
         (changed("cohorts", "pooled", value={"table": "x"}), ["cohorts.pooled", "choose another"]),
         (changed("labels", value={"CN": 0, "MCI": 0}), ["cohorts.a", "one for 1"]),
         (changed("labels", "AD", value=2), ["labels.AD", "2 is not one of"]),
         (changed("grid", 0, "heads", value=["conv"]), ["grid.0.heads: unknown head 'conv'", "did you mean conv_"]),
         (changed("grid", 0, "aggregations", value=["fedavgg"]), ["unknown aggregation 'fedavgg'", "fedavg?"]),
         (changed("preprocessing", "extractor", value="bet"), ["preprocessing.extractor", "deepbet"]),
+        (changed("preprocessing", "extractor", value="hd_bet"), ["preprocessing.extractor_weights", "zenodo.org"]),
+        (changed("preprocessing", "extractor_sha256", value="abc"), ["preprocessing.extractor_sha256", "SHA-256"]),
         (changed("splits", value={"validation": 0.5, "test": 0.5}), ["splits", "nothing to train on"]),
         (changed("encoder", "weights", value="no.pth"), ["encoder.weights: no file no.pth", "blueyo0/SAM-Med3D"]),
         (changed("aggregation", "fedcee", value={}), ["aggregation.fedcee", "did you mean fedce?"]),
         (changed("aggregation", "fedce", value={"version": "3"}), ["aggregation.fedce", "version"]),
         (changed("aggregation", "fedce", value={"combined": "plus"}), ["aggregation.fedce", "combine"]),
         (changed("aggregation", "rate_my_lora", value={"gamma": "5"}), ["aggregation.rate_my_lora"]),
+        (
+            changed("tuning", "lora", value={"harmonization": "combat"}),
+            ["tuning.lora: harmonization goes with frozen only"],
+        ),
+        (changed("tuning", "frozen", value={"harmonization": "comat"}), ["tuning.frozen", "did you mean combat?"]),
         (changed("cohorts", "a", value={"phantom": {"case": 3}}), ["cohort a", "'case'", "cases"]),
         (changed("resources", "gpu", "embed", value=1), ["resources.gpu: unknown key 'embed'", "embed_shard"]),
+        (
+            changed("quality", "limits", value={"mask_dize": {"min": 0.9}}),
+            ["metric 'mask_dize'", "did you mean 'mask_dice'"],
+        ),
+        (
+            changed("quality", "limits", value={"mask_dice": {"minimum": 0.9}}),
+            ["limits.mask_dice: unknown key 'minimum'"],
+        ),
+        (
+            changed("quality", "limits", value={"cjv": {"min": 1, "max": 0.5}}),
+            ["quality.limits.cjv: min 1 is over max 0.5"],
+        ),
+        (changed("quality", "drop", value="outliers"), ["quality.drop", "flagged"]),
+        (changed("quality", "outlier_z", value=0), ["quality.outlier_z", "0 is less than"]),
         ({key: value for key, value in CONFIG.items() if key != "grid"}, ["missing key 'grid'"]),
     ],
 )
@@ -98,7 +129,9 @@ def test_the_defaults_of_training_are_those_of_the_library(config_schema):
 def test_the_defaults_of_preprocessing_are_those_of_the_library(config_schema):
     from fedbrain.imaging.shard import RECIPE_DEFAULTS
 
-    assert checked(CONFIG, config_schema)["preprocessing"] == RECIPE_DEFAULTS
+    preprocessing = checked(CONFIG, config_schema)["preprocessing"]
+    assert preprocessing.pop("nyul") == {"scale": "client"}  # of the stage after the split
+    assert preprocessing == RECIPE_DEFAULTS
 
 
 def test_diagnoses_that_yaml_takes_for_numbers_are_text(config_schema):
@@ -227,6 +260,31 @@ def test_an_untrained_encoder_is_its_own_control(config_schema):
     assert kept(study, "linear", "control") == kept(study, "linear", "frozen")
 
 
+def private(rule, entries, tuning, head="linear"):
+    """A study with one rule that keeps ``entries`` with the clients."""
+    config = changed("aggregation", value={rule: {"private": entries}})
+    return config | {"grid": [{"heads": [head], "tunings": [tuning], "aggregations": [rule]}]}
+
+
+def test_what_stays_with_the_clients_may_be_a_kind_a_pattern_or_a_part(config_schema):
+    for config in (
+        private("fedavg", ["norm"], "last_k"),
+        private("fedper", ["norm"], "last_k"),
+        private("fedavg", ["head.classify.*"], "frozen", head="conv_s"),
+        private("fedex_lora", ["local"], "dual_lora"),
+        private("rate_my_lora", ["lora_B"], "lora"),
+        changed("training", value={"sample": 1, "quorum": 1}),
+        changed("training", value={"sample": 3}) | {"grid": [{"heads": ["linear"], "aggregations": ["local"]}]},
+    ):
+        assert checked(config, config_schema)
+
+
+def test_class_centres_are_of_all_clients(config_schema):
+    study = checked(changed("training", value={"sample": 1}), config_schema)
+    assert training_options(study, "ncc", "frozen")["sample"] is None
+    assert training_options(study, "linear", "frozen")["sample"] == 1
+
+
 NCC = [{"heads": ["ncc"], "aggregations": ["simpleavg", "median"]}]
 KRUM = {"grid": [{"heads": ["linear"], "aggregations": ["krum"]}]}
 
@@ -257,7 +315,60 @@ KRUM = {"grid": [{"heads": ["linear"], "aggregations": ["krum"]}]}
         ),
         (changed("grid", 0, "tunings", value=["frozen", "lorra"]), ["grid.0.tunings", "did you mean lora?"]),
         (changed("grid", 0, "aggregations", value=["flexlora"]), ["grid.0", "no LoRA factors", "tuning lora"]),
+        (
+            changed("grid", 0, "aggregations", value=["ffa_lora"]),
+            ["grid.0", "tuning frozen", "use it with tuning lora"],
+        ),
+        (
+            changed("grid", value=[{"heads": ["linear"], "tunings": ["lora"], "aggregations": ["flexlora"]}])
+            | {"aggregation": {"flexlora": {"ranks": {"a": 9}}}},
+            ["grid.0", "a has 9, more than the 8"],
+        ),
+        (
+            changed("training", value={"sample": 2, "heads": {"linear": {"quorum": 0}}}),
+            ["training.heads.linear.quorum"],
+        ),
+        (changed("training", value={"schedule": "linear"}), ["training.schedule", "cosine"]),
+        (changed("grid", 0, "aggregations", value=["fedper"]), ["grid.0", "FedPer keeps the head", "tuning or head"]),
+        (changed("grid", 0, "aggregations", value=["flop"]), ["grid.0", "FLOP keeps the head", "tuning or head"]),
+        (
+            changed("grid", 0, value={"heads": ["conv_s"], "aggregations": ["fedper"]}),
+            ["grid.0", "FedPer keeps the head", "private: [head.classify.*]"],
+        ),
+        (private("fedavg", ["head.classify.*"], "frozen"), ["grid.0", "trains nothing else"]),
+        (private("fedavg", ["head.*"], "frozen", head="conv_s"), ["grid.0", "trains nothing else"]),
+        (
+            private("fedavg", ["norms"], "lora"),
+            ["grid.0: aggregation fedavg", "nothing called 'norms'; kinds are head"],
+        ),
+        (private("fedavg", [3], "lora"), ["grid.0: aggregation fedavg", "nothing called 3"]),
+        (private("fedavg", ["lora_A"], "last_k"), ["tuning last_k", "use it with tuning lora"]),
+        (private("fedavg", ["local"], "lora"), ["tuning lora", "use it with tuning dual_lora"]),
+        (private("flexlora", ["lora_B"], "lora"), ["grid.0", "no LoRA factors A and B that both travel"]),
+        (private("fedex_lora", ["lora_B"], "lora"), ["grid.0", "no LoRA factors A and B that both travel"]),
+        (changed("training", value={"sample": 3}), ["grid.0: linear/frozen: training: sample is 3", "2 cohorts"]),
+        (changed("training", value={"quorum": 3}), ["grid.0: linear/frozen: training: quorum is 3", "2 cohorts"]),
+        (
+            changed("training", value={"sample": 1, "heads": {"linear": {"quorum": 2}}}),
+            ["grid.0: linear/frozen: training: quorum is 2, and there are 1 clients of a round (sample)"],
+        ),
+        (changed("grid", 0, "aggregations", value=["fedbn"]), ["grid.0", "FedBN, linear/frozen", "conv_s, conv_l"]),
+        (changed("grid", 0, "aggregations", value=["fedopal"]), ["grid.0", "use it with tuning dual_lora"]),
+        (
+            changed("aggregation", value={"fedavg": {"private": "head"}}),
+            ["grid.0: aggregation fedavg: private must be a list, it is 'head'"],
+        ),
+        (
+            changed("tuning", value={"dual_lora": {"local_rank": 0}}),
+            ["tuning.dual_lora", "rank must be a whole number"],
+        ),
         (changed("aggregation", value={"krum": {"byzantine": 1}}) | KRUM, ["grid.0", "needs 5 clients, there are"]),
+        (
+            changed("cohorts", value={name: {"bids": name} for name in "abcde"})
+            | KRUM
+            | {"aggregation": {"krum": {"byzantine": 1}}, "training": {"sample": 4}},
+            ["grid.0", "needs 5 clients, there are 4"],
+        ),
     ],
 )
 def test_mistakes_in_tunings_and_heads_are_named(config, words, config_schema):
@@ -270,3 +381,21 @@ def test_mistakes_in_tunings_and_heads_are_named(config, words, config_schema):
 def test_the_config_is_checked_without_torch(root):
     program = "import sys, fedbrain.study.config; sys.exit('torch' in sys.modules or 'peft' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_harmonized_tuning_trains_on_the_same_embeddings_as_the_plain_one(config_schema):
+    options = {"kind": "frozen", "harmonization": "combat", "covariates": ["sex"]}
+    study = checked(changed("tuning", "combat", value=options), config_schema)
+    assert kept(study, "linear", "combat") == kept(study, "linear", "frozen")
+    assert harmonization(study, "combat") == {"name": "combat", "covariates": ["sex"]}
+    assert harmonization(study, "frozen") is None
+    assert harmonization(study, "lora") is None
+
+
+def test_a_tuning_says_itself_which_adapters_it_has(config_schema, monkeypatch):
+    """As docs/extending.md says: nothing but the registry knows the name of a new one."""
+    monkeypatch.setitem(REGISTRY["tuning"], "pairs", "fedbrain.models.lora:DualLoRA")
+    for rule, entries in (("flexlora", []), ("med_dual_lora", ["local"]), ("fedavg", ["local"])):
+        assert checked(private(rule, entries, "pairs"), config_schema)
+    with pytest.raises(StudyError, match="FedBN, linear/pairs"):
+        checked(private("fedbn", [], "pairs"), config_schema)

@@ -13,11 +13,15 @@ RESNET = replace(LINEAR, head="resnet18", cut="volume")
 
 
 def test_a_further_attempt_asks_for_twice_as_much():
-    assert resources.preprocess_memory(2) == 2 * resources.preprocess_memory(1)
+    assert resources.preprocess_memory("deepbet", 2) == 2 * resources.preprocess_memory("deepbet", 1)
+    assert resources.preprocess_minutes("deepbet", 50, 2) == 2 * resources.preprocess_minutes("deepbet", 50, 1)
     assert resources.train_minutes(LINEAR, 3) >= 4 * resources.train_minutes(LINEAR, 1) - 4
 
 
 def test_more_work_asks_for_more():
+    assert resources.preprocess_minutes("deepbet", 50, 1) > resources.preprocess_minutes("deepbet", 5, 1)
+    assert resources.preprocess_minutes("synthstrip", 50, 1) > resources.preprocess_minutes("deepbet", 50, 1)
+    assert resources.preprocess_memory("synthstrip", 1) > resources.preprocess_memory("deepbet", 1)
     assert resources.embed_minutes(500, 1) > resources.embed_minutes(50, 1)
     assert resources.embed_memory("output", 8, 1) > resources.embed_memory("output", 1, 1)
     for larger in (LORA, FULL, RESNET, replace(LINEAR, head="conv_l"), replace(LINEAR, head="unheard_of")):
@@ -26,6 +30,16 @@ def test_more_work_asks_for_more():
     assert resources.train_memory(FULL, 1) > resources.train_memory(LORA, 1)
     assert resources.train_minutes(replace(LINEAR, scans=2000), 1) > resources.train_minutes(LINEAR, 1)
     assert resources.train_memory(replace(FULL, clients=8), 1) > resources.train_memory(FULL, 1)
+
+
+def test_a_shard_has_time_for_a_few_scans_that_are_tried_in_all_orientations():
+    for name, card in resources.EXTRACTORS.items():
+        beyond = resources.preprocess_minutes(name, 10, 1) - (5 + 10 * card.minutes)
+        assert beyond >= 0.25 * card.orientations * card.minutes
+    assert resources.preprocess_minutes("provided", 10, 1) == 15  # a mask is what it is
+    # 24 extractions of 9 CPU seconds (docs/preprocessing.md) on a core that takes half as long again
+    assert resources.preprocess_minutes("template", 10, 1) - 15 >= 24 * 9 * 1.5 / 60
+    assert resources.preprocess_minutes("synthstrip", 40, 1) - (5 + 3 * 40) == 2 * 6 * 3
 
 
 def test_what_saves_work_asks_for_less():

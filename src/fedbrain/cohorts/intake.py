@@ -1,4 +1,4 @@
-"""From a scan table, a BIDS folder or a phantom plan to the scans that take part, and those left out with the reason.
+"""Scan tables: read and checked, and the scans that take part told from those left out, with the reason.
 
 A row that cannot be right (an age of 300, a file that is not there, two rows for one scan) is an error that names the
 row and the mend; a row that the study leaves out on purpose (a diagnosis outside the label map, the exclude list) is
@@ -7,29 +7,51 @@ kept in the excluded table with its reason.
 
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 from jsonschema import Draft202012Validator
 
+from fedbrain.cohorts import dicom
 from fedbrain.errors import StudyError
 from fedbrain.tables import EXCLUDED, SCANS, TEXT
 
+LONGEST_POINTER = 32_768  # bytes, of git-annex' stand-in for a file
+ON_EXCLUDE_LIST = "on the exclude list of the config"  # a reason in the table EXCLUDED
 SHOWN = 5  # problems printed before "and N more"
-COLUMNS = ("subject", "session", "path", "mask", "diagnosis", "age", "sex", "site")
-T1W = re.compile(r"sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?_(?:.*_)?T1w\.nii(?:\.gz)?$")
+COLUMNS = (
+    "subject",
+    "session",
+    "path",
+    "dicom",
+    "mask",
+    "diagnosis",
+    "age",
+    "sex",
+    "site",
+    "field_strength",
+    "scanner",
+)
+ALONGSIDE = ("dicom", "field_strength", "scanner")  # known of a scan, and in tables of their own
+TOP_CODED = re.compile(r"(>?)\s*(\d+)\s*(\+?)")  # ages of anonymised data sets
 
 
 def read_scan_table(path: str | Path, schema: Mapping, *, cohort: str) -> pd.DataFrame:
-    """Reads and checks a scan table; the columns are COLUMNS, text but for age, paths joined to the table's folder."""
+    """Reads and checks a scan table.
+
+    The columns are COLUMNS, text but for age and field_strength, paths joined to the table's folder; each row has either a
+    path or a folder of DICOM files.
+    """
     path = Path(path)
     if not path.is_file():
         raise StudyError(
             f"cohort {cohort}: no scan table {path}; write it (docs/cohorts.md) or correct cohorts.{cohort}.table"
         )
     frame = _read_text_table(path, cohort)
-    missing = [name for name in schema["required"] if name not in frame.columns]
+    needed = [name for name in schema["required"] if not (name == "path" and "dicom" in frame.columns)]
+    missing = [name for name in needed if name not in frame.columns]
     if missing:
         raise StudyError(
             f"cohort {cohort}: {path} has no column {', '.join(missing)}; it has {', '.join(frame.columns)}. Columns "
@@ -37,83 +59,113 @@ def read_scan_table(path: str | Path, schema: Mapping, *, cohort: str) -> pd.Dat
         )
     frame = frame.reindex(columns=list(COLUMNS))
     frame["line"] = pd.array(range(2, len(frame) + 2), dtype="Int64")  # as an editor counts, after the header
-    _check_rows(frame, schema, f"cohort {cohort}: {path}")
-    for column in ("path", "mask"):
+    check_rows(frame, schema, f"cohort {cohort}: {path}")
+    unclear = frame.loc[frame["path"].isna() == frame["dicom"].isna(), "line"]
+    if len(unclear):
+        raise StudyError(
+            f"cohort {cohort}: {path}, line {unclear.iloc[0]}"
+            + (f" and {len(unclear) - 1} more" if len(unclear) > 1 else "")
+            + ": a row needs either a path (NIfTI file) or dicom (folder of DICOM files)"
+        )
+    for column in ("path", "dicom", "mask"):
         frame[column] = [value if pd.isna(value) else str(path.parent / value) for value in frame[column]]
     return frame
 
 
-def read_bids(folder: str | Path, schema: Mapping, *, cohort: str, diagnosis_column: str) -> pd.DataFrame:
-    """Finds the T1w scans of a BIDS folder, with diagnosis, age, sex and site of participants.tsv (sessions.tsv over it).
-
-    One scan per session: where there are several T1w files (runs, acquisitions) the first by name is taken.
-    """
-    folder = Path(folder)
-    participants = folder / "participants.tsv"
-    if not participants.is_file():
-        raise StudyError(
-            f"cohort {cohort}: no {participants}; a BIDS cohort needs it, with a column {diagnosis_column!r}"
-        )
-    people = _read_text_table(participants, cohort)
-    if diagnosis_column not in people.columns or "participant_id" not in people.columns:
-        raise StudyError(
-            f"cohort {cohort}: {participants} has the columns {', '.join(people.columns)}, but participant_id and "
-            f"{diagnosis_column!r} are needed; name the diagnosis column in cohorts.{cohort}.diagnosis_column"
-        )
-    people = people.set_index("participant_id")
-    if people.index.has_duplicates:
-        raise StudyError(f"cohort {cohort}: {participants} lists a participant twice; keep one row each")
-    rows = []
-    for subject in sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name.startswith("sub-")
-    ):
-        person = people.loc[subject] if subject in people.index else pd.Series(dtype=object)
-        visits = _sessions(folder / subject, cohort)
-        for session in sorted(visits) or [None]:
-            found = _t1w_files(folder / subject / (session or ""))
-            if not found:
-                continue
-            facts = {**person, **visits.get(session, {})}
-            rows.append(
-                {
-                    "subject": subject.removeprefix("sub-"),
-                    "session": session.removeprefix("ses-") if session else pd.NA,
-                    "path": str(found[0]),
-                    "diagnosis": facts.get(diagnosis_column, pd.NA),
-                    "age": facts.get("age", pd.NA),
-                    "sex": facts.get("sex", pd.NA),
-                    "site": facts.get("site", pd.NA),
-                }
-            )
-    if not rows:
-        raise StudyError(f"cohort {cohort}: no sub-*/[ses-*/]anat/*_T1w.nii[.gz] under {folder}")
-    frame = pd.DataFrame(rows).reindex(columns=list(COLUMNS)).astype(TEXT)
-    frame["sex"] = frame["sex"].str.upper().str[:1].where(frame["sex"].notna())
-    _check_rows(frame, schema, f"cohort {cohort}: {participants}")
-    return frame
-
-
 def check_files(frame: pd.DataFrame, *, cohort: str) -> None:
-    """Raises StudyError for scans or masks that are not there, naming the first few."""
-    absent = [
-        value
-        for column in ("path", "mask")
-        for value in frame[column]
-        if not pd.isna(value) and not os.path.isfile(value)
-    ]
-    if absent:
+    """Raises StudyError for scans, masks, DICOM folders or files in these that are not there, naming the first few."""
+    absent, annexed, lost = [], [], []
+    for column in ("path", "mask", "dicom"):
+        for value in frame[column].dropna():
+            found = _what_is_at(value)
+            if found == "annexed":
+                annexed.append(value)
+            elif found != ("folder" if column == "dicom" else "file"):
+                absent.append(value)
+            elif found == "folder":
+                within = {path: _what_is_at(path) for path in _files_in(value, cohort)}
+                annexed += [path for path, what in within.items() if what == "annexed"]
+                lost += [path for path, what in within.items() if what is None]
+    for paths, what, mend in (
+        (
+            lost,
+            "entries of its DICOM folders are links that lead nowhere, or no files",
+            "fetch them with datalad get (or git annex get) where the data set is managed so, or take them out",
+        ),
+        (annexed, "files of its data set are not fetched yet", "fetch them with datalad get (or git annex get)"),
+        (
+            absent,
+            "files of its scan table are not there",
+            "correct the paths (relative to the table's folder) or take the rows out",
+        ),
+    ):
+        if paths:
+            raise StudyError(
+                f"cohort {cohort}: {len(paths)} {what}: {', '.join(paths[:SHOWN])}"
+                + (f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")
+                + f"; {mend}"
+            )
+
+
+def check_links(frame: pd.DataFrame, folder: str | Path, *, cohort: str) -> None:
+    """Raises StudyError for scans, masks, DICOM folders or files in these that lie outside of ``folder`` once links are followed."""
+    inside = os.path.realpath(folder) + os.sep
+    outside, folders = [], set(frame["dicom"].dropna())
+    for path in pd.concat([frame["path"], frame["mask"], frame["dicom"]]).dropna():
+        # What a folder that lies inside has within it may lie anywhere; of one that lies outside, its name is enough.
+        is_outside = not os.path.realpath(path).startswith(inside)
+        within = _files_in(path, cohort) if path in folders and not is_outside else []
+        outside += [path] if is_outside else [one for one in within if not os.path.realpath(one).startswith(inside)]
+    if outside:
         raise StudyError(
-            f"cohort {cohort}: {len(absent)} files of its scan table are not there: {', '.join(absent[:SHOWN])}"
-            + (f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else "")
-            + "; correct the paths (relative to the table's folder) or take the rows out"
+            f"cohort {cohort}: {len(outside)} files lie outside of {folder}, or links lead there: "
+            f"{', '.join(outside[:SHOWN])}; copy them in, take them out, or set cohorts.{cohort}.links to follow"
         )
+
+
+def _files_in(folder: str, cohort: str) -> list[str]:
+    """The files of a DICOM folder; none where it may not be looked into, which becomes the reason of its row."""
+    try:
+        return dicom.folder_files(folder)
+    except PermissionError:
+        return []
+    except OSError as error:
+        raise StudyError(
+            f"cohort {cohort}: the folder {folder} cannot be listed ({error.strerror or type(error).__name__}); see that its "
+            "disk is mounted here and sound, and run again"
+        ) from None
+
+
+def _what_is_at(path: str) -> str | None:
+    """``file``, ``folder``, ``annexed`` (its content is still elsewhere: a pointer, or a link that leads nowhere), ``forbidden``,
+    where it may not be asked, or None.
+    """
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:
+        return "annexed" if os.path.islink(path) and "annex" in Path(os.readlink(path)).parts else None
+    except PermissionError:
+        return "forbidden"
+    except OSError:
+        return None
+    if stat.S_ISDIR(state.st_mode):
+        return "folder"
+    if stat.S_ISREG(state.st_mode) and state.st_size <= LONGEST_POINTER:
+        try:
+            with open(path, "rb") as file:
+                return "annexed" if file.read(LONGEST_POINTER).startswith(b"/annex/objects/") else "file"
+        except OSError:
+            return "file"  # a row with its reason, when the shard runs
+    return "file" if stat.S_ISREG(state.st_mode) else None
 
 
 def select(
     frame: pd.DataFrame, *, cohort: str, labels: Mapping[str, int], exclude: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Splits the rows into those that take part (SCANS, without fingerprint and shard) and those left out (EXCLUDED).
+    """Splits the rows into those that take part and those left out (EXCLUDED).
 
+    A row that has a ``reason`` already stays out with it, unless its diagnosis or the exclude list leaves it out anyway.
+    Those that take part have the columns of SCANS, without fingerprint and shard, and ALONGSIDE.
     Raises StudyError where two rows stand for one scan, an exclude entry fits no row, or nothing is left.
     """
     frame = frame.copy()
@@ -123,8 +175,9 @@ def select(
     for column, what, mend in (
         ("scan", "two rows for the scan", "give each visit its own session, or take one row out"),
         ("path", "two rows name the file", "one file is one scan: correct a path, or take one row out"),
+        ("dicom", "two rows name the folder", "one folder is one scan: correct a path, or take one row out"),
     ):
-        twice = frame[column][frame[column].duplicated()]
+        twice = frame[column].dropna()[frame[column].dropna().duplicated()]
         if len(twice):
             lines = frame.loc[frame[column] == twice.iloc[0], "line"].dropna()
             where = f" (lines {', '.join(map(str, lines))})" if len(lines) else ""
@@ -138,13 +191,12 @@ def select(
         )
 
     diagnosis = frame["diagnosis"]
-    reason = pd.Series(pd.NA, index=frame.index, dtype=TEXT)
+    known = frame["reason"] if "reason" in frame.columns else pd.Series(pd.NA, index=frame.index, dtype=TEXT)
+    reason = known.copy()
     strange = diagnosis.notna() & ~diagnosis.isin(list(labels))
     reason[strange] = "diagnosis " + diagnosis[strange] + " is not among the study's labels"
-    reason[diagnosis.isna()] = "no diagnosis"
-    reason[frame["scan"].isin(exclude) | ("sub-" + frame["subject"]).isin(exclude)] = (
-        "on the exclude list of the config"
-    )
+    reason[diagnosis.isna() & known.isna()] = "no diagnosis"
+    reason[frame["scan"].isin(exclude) | ("sub-" + frame["subject"]).isin(exclude)] = ON_EXCLUDE_LIST
     frame["reason"] = reason
     frame["row"] = frame["line"]
     frame["label"] = frame["diagnosis"].map(labels).astype("Int64")
@@ -155,7 +207,7 @@ def select(
             f"cohort {cohort}: no scan is left; the diagnoses are {', '.join(sorted(set(frame['diagnosis'].dropna())))}, "
             f"the labels {', '.join(labels)}. Add them to labels, or to cohorts.{cohort}.labels"
         )
-    columns = [column for column in SCANS if column not in ("fingerprint", "shard")]
+    columns = [column for column in SCANS if column not in ("fingerprint", "shard")] + list(ALONGSIDE)
     return kept[columns].reset_index(drop=True), out[list(EXCLUDED)].reset_index(drop=True)
 
 
@@ -171,17 +223,22 @@ def _read_text_table(path: Path, cohort: str) -> pd.DataFrame:
         raise StudyError(f"cohort {cohort}: {path} is not a tab-separated table with a header: {error}") from error
 
 
-def _check_rows(frame: pd.DataFrame, schema: Mapping, place: str) -> None:
-    """Checks each column's values against the schema and makes ``age`` a number, in place."""
-    ages = pd.to_numeric(frame["age"], errors="coerce").astype("Float64")
-    numbers = dict(zip(frame["age"], ages))
+def check_rows(frame: pd.DataFrame, schema: Mapping, place: str) -> None:
+    """Checks each column's values against the schema and makes ``age`` and ``field_strength`` numbers, in place.
+
+    Raises StudyError that names ``place`` and the first wrong rows.
+    """
+    ages = frame["age"].map(_years, na_action="ignore")
+    columns = {"age": ages, "field_strength": frame["field_strength"]}
+    columns = {name: pd.to_numeric(column, errors="coerce").astype("Float64") for name, column in columns.items()}
+    numbers = {name: dict(zip(frame[name], column)) for name, column in columns.items()}
     problems = []
     for column in COLUMNS:
         validator = Draft202012Validator(schema["properties"][column])
         for text in frame[column].unique():
             value = None if pd.isna(text) else text
-            if column == "age" and value is not None and not pd.isna(numbers[text]):
-                value = float(numbers[text])
+            if column in numbers and value is not None and not pd.isna(numbers[column][text]):
+                value = float(numbers[column][text])
             if not validator.is_valid(value):
                 found = "is empty" if value is None else f"is {text!r}"
                 expected = schema["properties"][column]["description"]
@@ -193,23 +250,13 @@ def _check_rows(frame: pd.DataFrame, schema: Mapping, place: str) -> None:
     if problems:
         more = f"\nand {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise StudyError("\n".join(problems[:SHOWN]) + more)
-    frame["age"] = ages
+    for name, column in columns.items():
+        frame[name] = column
 
 
-def _sessions(folder: Path, cohort: str) -> dict[str, dict]:
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name.startswith("ses-"))
-    table = folder / f"{folder.name}_sessions.tsv"
-    facts = {}
-    if names and table.is_file():
-        frame = _read_text_table(table, cohort)
-        if "session_id" not in frame.columns:
-            raise StudyError(f"cohort {cohort}: {table} has no column session_id; it has {', '.join(frame.columns)}")
-        facts = {
-            row["session_id"]: {k: v for k, v in row.items() if not pd.isna(v)} for row in frame.to_dict("records")
-        }
-    return {name: facts.get(name, {}) for name in names}
-
-
-def _t1w_files(folder: Path) -> list[Path]:
-    anat = folder / "anat"
-    return sorted(path for path in anat.iterdir() if T1W.match(path.name)) if anat.is_dir() else []
+def _years(text: str) -> str:
+    """The lower bound of an age that an anonymised data set gives as ``89+`` (89) or ``>89`` (90); else the text itself."""
+    found = TOP_CODED.fullmatch(text.strip())
+    if not found or not (found[1] or found[3]):
+        return text
+    return str(int(found[2]) + (found[1] == ">"))

@@ -1,20 +1,23 @@
 """Training, validation and test subjects: by person, stratified by label within cohort, seeded, stable.
 
 A person is all subjects that share an id (if the config says that ids link cohorts) or an image: two files with the
-same content are the same head, under whatever id. All scans of a person stay on one side.
+same voxels are the same head, under whatever id and however they are packed. All scans of a person stay on one side.
+Who is one person is found before scans are dropped, and with those that failed: a scan that is not used says no less
+about whose head it is.
 
 The order in which persons are dealt out is a hash of seed and person, so that a new subject moves at most the subjects
 at the borders, and not everybody.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os import PathLike
 
 import pandas as pd
 
 from fedbrain.errors import StudyError
-from fedbrain.tables import SPLITS
+from fedbrain.provenance import digest
+from fedbrain.tables import DUPLICATES, SPLITS
 
 SIDES = ("train", "validation", "test")
 
@@ -27,6 +30,7 @@ def split_subjects(
     test: float,
     link_ids: bool,
     seed: int,
+    dropped: Mapping[str, Collection[str]] | None = None,
 ) -> pd.DataFrame:
     """Deals the subjects of all cohorts out to the three sides.
 
@@ -37,11 +41,15 @@ def split_subjects(
             three or more persons has at least one on each side whose fraction is not zero.
         link_ids: whether one subject id in two cohorts is one person.
         seed: of the order in which persons are dealt out.
+        dropped: per cohort, scans that take no part because of their quality.
 
     Returns tables.SPLITS, one row per cohort and subject; a subject is a case if any of its scans is.
+    Raises StudyError where dropping takes all cases, controls or training subjects from a cohort.
     """
-    members = _members(scans, volumes)
-    members["person"] = _persons(members, link_ids)
+    everyone = _members(scans, volumes)
+    everyone["person"] = _persons(everyone, link_ids)
+    usable = everyone[everyone["status"] == "ok"]
+    members = _without(usable, dropped or {})
     subjects = (
         members.groupby(["cohort", "subject"], sort=False)
         .agg(person=("person", "first"), label=("label", "max"))
@@ -59,7 +67,26 @@ def split_subjects(
         for person, name in zip(persons, _deal(len(persons), validation, test)):
             side[person] = name
     subjects["split"] = subjects["person"].map(side)
+    for cohort, scans_left_out in (dropped or {}).items():
+        if scans_left_out:
+            _assert_enough_left(cohort, usable[usable["cohort"] == cohort], subjects[subjects["cohort"] == cohort])
     return subjects[list(SPLITS)]
+
+
+def digest_of_dropped(dropped: pd.DataFrame) -> str:
+    """What tells one set of dropped scans (DROPPED) from another, whatever they are dropped for."""
+    return digest(sorted(zip(dropped["cohort"], dropped["scan"])))
+
+
+def find_duplicates(scans: Mapping[str, pd.DataFrame], volumes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The scans whose image occurs more than once, within a cohort or across cohorts (tables.DUPLICATES)."""
+    members = _members(scans, volumes)
+    members = members[members["status"] == "ok"]
+    twice = members[members["voxels_sha256"].duplicated(keep=False)].copy()
+    images = twice.groupby("voxels_sha256", sort=False)
+    twice["image"] = images.ngroup() + 1
+    twice["same"] = (images["sha256"].transform("nunique") == 1).map({True: "file", False: "voxels"})
+    return twice.sort_values("image", kind="stable")[list(DUPLICATES)].astype(DUPLICATES).reset_index(drop=True)
 
 
 def assert_no_leakage(splits: pd.DataFrame, place: str | PathLike = "splits") -> None:
@@ -86,11 +113,28 @@ def assert_no_leakage(splits: pd.DataFrame, place: str | PathLike = "splits") ->
 
 
 def _members(scans: Mapping[str, pd.DataFrame], volumes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """All scans with what is known of their content, failed ones too."""
     frames = []
     for cohort, table in scans.items():
-        usable = volumes[cohort].loc[volumes[cohort]["status"] == "ok", ["scan", "sha256"]]
-        frames.append(table[["scan", "subject", "label"]].merge(usable, on="scan").assign(cohort=cohort))
+        known = volumes[cohort][["scan", "status", "sha256", "voxels_sha256"]]
+        frames.append(table[["scan", "subject", "label"]].merge(known, on="scan").assign(cohort=cohort))
     return pd.concat(frames, ignore_index=True)
+
+
+def _without(members: pd.DataFrame, dropped: Mapping[str, Collection[str]]) -> pd.DataFrame:
+    out = [scan in dropped.get(cohort, ()) for cohort, scan in zip(members["cohort"], members["scan"])]
+    return members[~pd.Series(out, index=members.index, dtype=bool)].reset_index(drop=True)
+
+
+def _assert_enough_left(cohort: str, before: pd.DataFrame, subjects: pd.DataFrame) -> None:
+    lost = [name for label, name in ((1, "case"), (0, "control")) if (before["label"] == label).any()]
+    lost = [name for name in lost if not (subjects["label"] == int(name == "case")).any()]
+    lost += [] if (subjects["split"] == "train").any() else ["training subject"]
+    if lost:
+        raise StudyError(
+            f"cohort {cohort}: quality.drop leaves it without a {' and without a '.join(lost)}; look at "
+            f"results/quality/{cohort}.tsv, then loosen quality.limits or quality.outlier_z, or set quality.drop: none"
+        )
 
 
 def _persons(members: pd.DataFrame, link_ids: bool) -> list[str]:
@@ -106,10 +150,17 @@ def _persons(members: pd.DataFrame, link_ids: bool) -> list[str]:
     subjects = [f"{cohort}/{subject}" for cohort, subject in zip(members["cohort"], members["subject"])]
     rank = {name: position for position, name in reversed(list(enumerate(subjects)))}
     parent.update((name, name) for name in subjects)
-    ties = [members["sha256"]] + ([members["subject"]] if link_ids else [])
+    # A failed scan has no voxels; its file tells whose it is where the same file is a scan elsewhere. Files that all failed
+    # may be one page of a download that went wrong, under the names of many, who must not become one person.
+    usable = members["status"] == "ok"
+    images = members[usable].drop_duplicates("sha256").set_index("sha256")["voxels_sha256"]
+    ties = [members["voxels_sha256"].where(usable, members["sha256"].map(images))]
+    ties += [members["subject"]] if link_ids else []
     for tie in ties:
         first: dict[str, str] = {}
         for name, value in zip(subjects, tie):
+            if pd.isna(value):
+                continue
             a, b = root(first.setdefault(value, name)), root(name)
             if a != b:
                 parent[max(a, b, key=rank.__getitem__)] = min(a, b, key=rank.__getitem__)

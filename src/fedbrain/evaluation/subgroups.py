@@ -1,7 +1,8 @@
-"""Performance by sex, age band and site, and the differences between groups.
+"""Performance by sex, age band, site and scanner, and the differences between groups.
 
 Groups are read from the scan table, for each scan: a subject that has a birthday between two sessions may be in two age
-bands. A missing sex, age or site is a group of its own, "unknown", and is never dropped.
+bands. What is missing is a group of its own, "unknown", and is never dropped. Sites belong to a cohort; scanners and field
+strengths are compared across cohorts.
 
 Within a client the subjects are drawn within strata of label and group (a subject of several groups in the first of
 them), so that every resample has as many cases and controls of each group as the test set, and all groups and all cells
@@ -24,7 +25,7 @@ from fedbrain.evaluation.metrics import METRICS, Metric, counted, reason_undefin
 from fedbrain.evaluation.predictions import POOLED, Cell, aligned, of_client, refuse_pooled_cohort, with_persons
 from fedbrain.tables import SUBGROUPS
 
-ATTRIBUTES = ("sex", "age", "site")
+ATTRIBUTES = ("sex", "age", "site", "field_strength", "scanner")
 AGE_EDGES = (65, 75)  # years, the lower ends of all bands but the first (ours)
 SHOWN = ("auc", "sensitivity", "specificity", "brier")
 DIFFERENCES = {"tpr_difference": "case", "fpr_difference": "control"}  # and the class that each is a rate of
@@ -53,12 +54,22 @@ def age_band(ages, edges: Sequence[float] = AGE_EDGES) -> np.ndarray:
     return bands.astype(str)
 
 
+def field_band(strengths) -> np.ndarray:
+    """Names of nominal field strengths, (N,) of str: 2.89 T of a scanner's header is ``3 T``; ``unknown`` where NaN.
+
+    Half teslas from 1 T on, as they are built; below, two digits.
+    """
+    strengths = np.asarray(strengths, dtype=float)
+    rounded = [round(2 * value) / 2 if value >= 0.9 else float(f"{value:.2g}") for value in np.nan_to_num(strengths)]
+    return np.array([f"{r:g} T" if np.isfinite(s) else UNKNOWN for r, s in zip(rounded, strengths)], dtype=str)
+
+
 def subgroups(
     predictions: Mapping[Cell, Mapping[int, pd.DataFrame]],
     scan_tables: Mapping[str, pd.DataFrame],
     *,
     clients: Sequence[str],
-    attributes: Sequence[str] = ATTRIBUTES,
+    attributes: Sequence[str] = ("sex", "age", "site"),
     age_edges: Sequence[float] = AGE_EDGES,
     metrics: Sequence[str] = SHOWN,
     resamples: int = 10_000,
@@ -71,7 +82,7 @@ def subgroups(
 
     predictions, clients, splits, resamples, level, seed, method: as
     :func:`fedbrain.evaluation.performance.performance` takes them. scan_tables: for each cohort its table SCANS (columns
-    subject, session, age, sex, site). metrics: names in METRICS or CALIBRATION_METRICS. Sites are named
+    subject, session, age, sex, site) and, where asked for, the columns field_strength (T) and scanner. metrics: names in METRICS or CALIBRATION_METRICS. Sites are named
     ``cohort/site``: the same word in two cohorts is two sites.
 
     Rows with a reference are differences, group minus reference, the reference being the group with the most subjects
@@ -131,12 +142,12 @@ def _with_attributes(scans, scan_tables, age_edges):
     if missing:
         raise StudyError(f"no scan table of cohort {', '.join(missing)}: subgroups need age, sex and site of its scans")
     tables = [
-        table[["subject", "session", "age", "sex", "site"]].assign(cohort=cohort)
+        table.reindex(columns=["subject", "session", *ATTRIBUTES]).assign(cohort=cohort)
         for cohort, table in scan_tables.items()
         if cohort in set(scans["cohort"])
     ]
     if not tables:
-        return scans.assign(sex="", age="", site="")
+        return scans.assign(**dict.fromkeys(ATTRIBUTES, ""))
     table = pd.concat(tables).assign(session=lambda t: t["session"].astype("string").fillna(""))
     table = table.astype({"subject": "string", "cohort": "string"})
     keys = ["cohort", "subject", "session"]
@@ -150,11 +161,15 @@ def _with_attributes(scans, scan_tables, age_edges):
             f"{counted(int(lost.sum()), 'predicted scan')} of {cohorts} not in the scan table: it was changed since the "
             "training; run the study again"
         )
-    sex, site = (joined[name].astype("string").str.strip().replace("", pd.NA) for name in ("sex", "site"))
+    sex, site, scanner = (
+        joined[name].astype("string").str.strip().replace("", pd.NA) for name in ("sex", "site", "scanner")
+    )
     return scans.assign(
         sex=sex.fillna(UNKNOWN).to_numpy(str),
         age=age_band(joined["age"].astype("Float64").to_numpy(float, na_value=np.nan), age_edges),
         site=(joined["cohort"] + "/" + site.fillna(UNKNOWN)).to_numpy(str),
+        field_strength=field_band(joined["field_strength"].astype("Float64").to_numpy(float, na_value=np.nan)),
+        scanner=scanner.fillna(UNKNOWN).to_numpy(str),
     )
 
 

@@ -8,8 +8,10 @@ import copy
 import json
 import logging
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +25,11 @@ from fedbrain.devices import be_repeatable, compiles
 from fedbrain.errors import StudyError
 from fedbrain.federated.accounting import PeakMemory
 from fedbrain.federated.aggregation import build_rule
-from fedbrain.federated.aggregation.rule import State
+from fedbrain.federated.aggregation.rule import State, filled_up
 from fedbrain.federated.checkpoint import Best, Checkpoint, load_checkpoint, save_checkpoint
 from fedbrain.federated.data import SIDES, ClientData, pool_clients
-from fedbrain.federated.sharing import Sharing
+from fedbrain.federated.kept import Kept
+from fedbrain.federated.sharing import Sharing, adapted_layers
 from fedbrain.federated.task import (
     TrainingOptions,
     derive_seed,
@@ -34,6 +37,7 @@ from fedbrain.federated.task import (
     evaluate,
     fitting_batch,
     is_better,
+    lost_patience,
     train_alone,
 )
 from fedbrain.models.cards import CARDS
@@ -48,16 +52,20 @@ from fedbrain.tables import PREDICTIONS, ROUNDS, write_table, write_text, writte
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
+CLIENTS = "clients"  # the folder of what each client keeps for itself between rounds
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training gives: the model for each client (the same one, but for ``local``), and how it was chosen."""
+    """What training gives: the model for each client, and how it was chosen."""
 
     models: Mapping[str, Mapping[str, np.ndarray]]  # by the client that it is applied to
+    common: Mapping[str, np.ndarray]  # the tensors that are the same for all
+    own: Mapping[str, Mapping[str, np.ndarray]]  # those that each client has for itself
     best_round: Mapping[str, int]  # by "global", "pooled" or client
     reason: Mapping[str, str]
     rows: list[dict]
+    untrained: Sequence[str] = ()  # clients that take part, but had trained nothing of their own by the best round
 
 
 def train_cell(
@@ -80,19 +88,21 @@ def train_cell(
 
     Writes ``rounds.tsv`` (tables.ROUNDS), ``predictions.tsv`` (tables.PREDICTIONS: every test scan, its score by the model of
     the best round), ``predictions_validation.tsv`` (the same of every validation scan, from which a threshold may be chosen),
-    ``model.safetensors`` (what that model has trained; for ``local`` each client's, names prefixed
-    ``{client}/``) and ``summary.json``. Nothing of the test scans has any part in training or in the choice of the round.
+    ``model.safetensors`` (what that model has trained; what each client has for itself, for ``local`` everything, has names
+    prefixed ``{client}/``) and ``summary.json``. Nothing of the test scans has any part in training or in the choice of the round.
 
     ``clients`` hold what the tuning starts from (``Tuning.cut``): embeddings, tokens or volumes. ``source`` is the encoder that
     they come from; it is loaded where some of it is trained.
 
-    A run keeps a checkpoint in ``folder`` while it lasts and goes on from it when it was killed, provided that nothing has
+    A run keeps a checkpoint in ``folder`` while it lasts, and what each client keeps for itself in ``folder/clients``; it goes
+    on from them when it was killed, provided that nothing has
     changed: options, seed, encoder, each client's scans, their sides, labels and embeddings, versions, and ``code``,
     a digest of the code that trains (left out: changes of the code are not noticed). Clients without training scans do not
     train; a model from the others is still applied to their test scans. Same inputs, seed and machine give the same bytes
     in all but the measured seconds and memory.
 
-    Raises StudyError for unknown names or options and where no client has training scans; ClientFailure if a client fails.
+    Raises StudyError for unknown names or options, for a rule that does not fit the model, and where no client has training
+    scans; ClientFailure if more clients fail than ``training.quorum`` allows.
     """
     start = time.perf_counter()
     folder = Path(folder)
@@ -110,10 +120,22 @@ def train_cell(
     compiled = options.compile and compiles(device)
     source = source or EncoderSource()
     tuned: Tuning = build("tuning", tuning, given["tuning"])
+    if {"harmonization" in client.origin for client in clients.values()} != {tuned.harmonization != "none"}:
+        raise StudyError(
+            f"tuning {tuning} has harmonization {tuned.harmonization}, and the clients' embeddings are "
+            f"{'not ' if tuned.harmonization != 'none' else ''}harmonized; fit and apply it first, or leave it out "
+            "(fedbrain.federated.harmonization)"
+        )
     model = build_classifier(
         head, tuned, head_options=given["head"], source=source, seed=derive_seed(seed, "model", head)
     )
-    frozen = {id(tensor): tensor for tensor in model.parameters() if not tensor.requires_grad}
+    sharing = Sharing.of(model)
+    if rule:
+        rule = rule.fitted(adapted_layers(model))
+        sharing = Sharing.of(model, rule)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(sharing.role(name) in ("shared", "private"))
+    frozen = {id(tensor): tensor for name, tensor in model.named_parameters() if sharing.role(name) == "frozen"}
 
     def build_model() -> nn.Module:
         # Copies share what is frozen: it never changes, and may be most of the memory.
@@ -152,13 +174,23 @@ def train_cell(
             trained = _train_local(_members(seen, device), build_model, options, seed, device, folder, identity)
         else:
             trained = _train_federated(
-                clients, _members(seen, device), model, build_model, rule, options, seed, device, folder, identity
+                clients,
+                _members(seen, device),
+                model,
+                build_model,
+                rule,
+                sharing,
+                options,
+                seed,
+                device,
+                folder,
+                identity,
             )
 
     write_table(pd.DataFrame(trained.rows, columns=list(ROUNDS)).astype(ROUNDS), folder / "rounds.tsv")
     for side, name in (("validation", "predictions_validation.tsv"), ("test", "predictions.tsv")):
         write_table(predict(clients, trained.models, build_model, options, device, side=side), folder / name)
-    _write_model(trained, folder / "model.safetensors", local=aggregation == "local")
+    _write_model(trained, folder / "model.safetensors")
     summary = inputs | {
         "best_round": dict(trained.best_round),
         "reason": dict(trained.reason),
@@ -169,13 +201,16 @@ def train_cell(
         "peak_memory": peak.bytes,
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
         "encoder": origin.get("encoder"),
+        "harmonization": origin.get("harmonization"),
         "clients": {name: _counts(client) for name, client in clients.items()},
-        "warnings": _warnings(clients, aggregation),
+        "warnings": _warnings(clients, aggregation, trained) + _failures(trained.rows),
         "versions": versions("torch", "flwr", "peft", "monai", "numpy", "safetensors"),
     }
     write_text(json.dumps(summary, indent=2) + "\n", folder / "summary.json")
-    for path in folder.glob(f"*{CHECKPOINT}"):
-        path.unlink()
+    for pattern in (f"*{CHECKPOINT}", ".[0-9]*.*"):  # and what killed processes were just writing
+        for path in folder.glob(pattern):
+            path.unlink()
+    shutil.rmtree(folder / CLIENTS, ignore_errors=True)
     return summary
 
 
@@ -204,33 +239,52 @@ def predict(
     return table.astype(PREDICTIONS)
 
 
-def _train_federated(clients, members, model, build_model, rule, options, seed, device, folder, identity) -> Trained:
+def _train_federated(
+    clients, members, model, build_model, rule, sharing, options, seed, device, folder, identity
+) -> Trained:
     """The rounds over all members, from the tensors of ``model``, which stays as it is."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when flwr is first imported
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
     os.environ["FLWR_HOME"] = str(folder / "flwr")
     from flwr.app import Context, RecordDict
 
-    from fedbrain.federated.apps import build_client_app, build_server_app
+    from fedbrain.federated.apps import OF_BEST, build_client_app, build_server_app
     from fedbrain.federated.grid import InProcessGrid
 
-    sharing, tensors = Sharing.of(model), model.state_dict()
-    if sharing.select(tensors, "private"):
-        # A client keeps its latest private tensors, not yet those of the round that turns out to be the best.
-        raise NotImplementedError("predictions of a tuning with private tensors")
-    shared = {name: tensors[name].numpy() for name in sharing.select(tensors, "shared")}
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    start = {name: tensors[name] for role in ("shared", "merged") for name in sharing.select(tensors, role)}
+    kept = {name: Kept(folder / CLIENTS / f"{name}.safetensors", identity) for name in members}
     client_app = build_client_app(
-        lambda context: members[context.node_config["client"]], build_model, sharing, options, seed=seed, device=device
+        lambda context: members[context.node_config["client"]],
+        build_model,
+        sharing,
+        options,
+        rule=rule,
+        seed=seed,
+        device=device,
+        keep=kept.__getitem__,
     )
     results = []
     server_app = build_server_app(
-        rule, shared, options, results.append, checkpoint=folder / CHECKPOINT, identity=identity
+        rule, start, options, results.append, seed=seed, checkpoint=folder / CHECKPOINT, identity=identity
     )
     grid = InProcessGrid(client_app, list(members))
     server_app(grid, Context(grid.run.run_id, 0, {}, RecordDict(), {}))
     (result,) = results
-    models = dict.fromkeys(clients, result.tensors)
-    return Trained(models, {"global": result.best_round}, {"global": result.reason}, result.rows)
+
+    personalised = bool(sharing.select(tensors, "private")) or rule.local().personal
+    state, models, own = State(result.best_round, result.tensors), {}, {}
+    for name in members if personalised else clients:
+        groups = kept[name].after(result.best_round) if name in members else {}
+        own[name] = {tensor: array for group in OF_BEST for tensor, array in groups.get(group, {}).items()}
+        if personalised and not own[name]:  # it had not trained by then: by chance, or because it always failed
+            continue
+        served = rule.down(state, name)
+        models[name] = {tensor: filled_up(served[tensor], tensors[tensor].shape) for tensor in served} | own[name]
+    own = {name: arrays for name, arrays in own.items() if arrays}
+    best_round, reason = {"global": result.best_round}, {"global": result.reason}
+    untrained = [name for name in members if name not in models]
+    return Trained(models, result.tensors, own, best_round, reason, result.rows, untrained)
 
 
 def _members(clients: Mapping[str, ClientData], device: str) -> dict[str, ClientData]:
@@ -248,7 +302,7 @@ def _train_local(members, build_model, options, seed, device, folder, identity) 
         )
         rows += new_rows
     rows.sort(key=lambda row: row["round"])  # stable: clients stay in order within a round
-    return Trained(models, best_round, reason, rows)
+    return Trained(models, {}, models, best_round, reason, rows)
 
 
 def _train_centralized(clients, build_model, options, seed, device, folder, identity) -> Trained:
@@ -257,7 +311,8 @@ def _train_centralized(clients, build_model, options, seed, device, folder, iden
     tensors, best_round, reason, rows = _train_one(
         pooled, build_model, options, seed, device, folder / CHECKPOINT, identity
     )
-    return Trained(dict.fromkeys(clients, tensors), {pooled.name: best_round}, {pooled.name: reason}, rows)
+    models = dict.fromkeys(clients, tensors)
+    return Trained(models, tensors, {}, {pooled.name: best_round}, {pooled.name: reason}, rows)
 
 
 def _train_one(client: ClientData, build_model, options: TrainingOptions, seed: int, device: str, path, identity):
@@ -270,7 +325,8 @@ def _train_one(client: ClientData, build_model, options: TrainingOptions, seed: 
         model.load_state_dict({name: torch.as_tensor(array) for name, array in tensors.items()}, strict=False)
         logger.info("%s goes on after round %d of %d", client.name, last, options.rounds)
     start = time.perf_counter()
-    for done in train_alone(model, client, options, seed, device, done=last, fitting=fitting):
+    rounds = train_alone(model, client, options, seed, device, done=last, fitting=fitting)
+    while not lost_patience(last, best and best.round, options) and (done := next(rounds, None)):
         end = time.perf_counter()
         row = {
             "round": done.round,
@@ -289,20 +345,19 @@ def _train_one(client: ClientData, build_model, options: TrainingOptions, seed: 
             best = Best(done.round, value, tensors)
         rows.append(row)
         state = State(last, tensors, memory={"fitting": fitting.size})
-        save_checkpoint(Checkpoint(state, best, rows, {}), path, identity)
+        save_checkpoint(Checkpoint(state, best, rows), path, identity)
         start = time.perf_counter()
     if best is None:
         return tensors, last, "no validation scans: the last round", rows
-    return best.tensors, best.round, describe_choice(options.selection, best.value), rows
+    reason = describe_choice(options.selection, best.value)
+    if last < options.rounds:
+        reason += f"; ended after round {last}, {options.patience} rounds without a better one"
+    return best.tensors, best.round, reason, rows
 
 
-def _write_model(trained: Trained, path: Path, *, local: bool) -> None:
-    if local:
-        arrays = {
-            f"{client}/{name}": array for client, model in trained.models.items() for name, array in model.items()
-        }
-    else:
-        arrays = next(iter(trained.models.values()))
+def _write_model(trained: Trained, path: Path) -> None:
+    arrays = dict(trained.common)
+    arrays |= {f"{client}/{name}": array for client, model in trained.own.items() for name, array in model.items()}
     with written_atomically(path) as temporary:
         save_file({name: np.array(array, order="C") for name, array in sorted(arrays.items())}, temporary)
 
@@ -334,9 +389,9 @@ def _counts(client: ClientData) -> dict:
     return counts | {"absent": client.absent}
 
 
-def _warnings(clients: Mapping[str, ClientData], aggregation: str) -> list[str]:
+def _warnings(clients: Mapping[str, ClientData], aggregation: str, trained: Trained) -> list[str]:
     """What a reader of the result must know of the data, in words."""
-    texts = []
+    texts, alone = [], aggregation == "local" or bool(trained.own)
     for name, client in sorted(clients.items()):
         if client.absent:
             texts.append(
@@ -346,11 +401,29 @@ def _warnings(clients: Mapping[str, ClientData], aggregation: str) -> list[str]:
             controls, cases = part.counts()
             if not len(part):
                 consequence = {
-                    "train": "no model of its own, no predictions" if aggregation == "local" else "does not train",
+                    "train": "no model of its own, no predictions" if alone else "does not train",
                     "validation": "no part in the choice of the round",
                     "test": "no predictions",
                 }[side]
                 texts.append(f"{name}: no {side} scans: {consequence}")
             elif not (controls and cases):
                 texts.append(f"{name}: {side} scans of one class only ({controls} controls, {cases} cases)")
+        if name in trained.untrained:
+            texts.append(
+                f"{name}: had trained nothing of its own by the round that was chosen (not drawn, or failed): no predictions"
+            )
+    return texts
+
+
+def _failures(rows: list[dict]) -> list[str]:
+    """What went wrong in the rounds, by client and reason."""
+    rounds = max(row["round"] for row in rows)
+    counts = Counter((row["client"], row["reason"]) for row in rows if row["status"] == "failed")
+    texts = [
+        f"{client}: no part in {count} of {rounds} rounds: {reason}"
+        for (client, reason), count in sorted(counts.items())
+    ]
+    for row in rows:
+        if row["status"] != "failed" and row.get("reason"):
+            texts.append(f"{row['client']}: did not evaluate in round {row['round']}: {row['reason']}")
     return texts

@@ -1,7 +1,7 @@
 """A federated run on disk between two rounds: one safetensors file, replaced atomically after every round."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,31 +15,33 @@ from fedbrain.tables import written_atomically
 
 @dataclass(frozen=True)
 class Best:
-    """The best round so far, what it was chosen by, and its global tensors."""
+    """The best round so far, what it was chosen by, its global tensors, and the clients whose values those are."""
 
     round: int
     value: float
     tensors: Tensors
+    judges: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on: random numbers are derived from seed, client and round, so none are stored."""
+    """All that the server needs to go on; clients keep what is theirs (fedbrain.federated.kept).
+
+    Random numbers are derived from seed, client and round, so none are stored.
+    """
 
     state: State
     best: Best | None
     rows: list[dict]
-    clients: Mapping[str, Tensors]  # what each client keeps between rounds; empty where the clients keep it themselves
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, identity: str) -> None:
     """Writes ``checkpoint``; ``identity`` tells what run it belongs to."""
     groups = {"global": checkpoint.state.tensors, "moments": checkpoint.state.moments}
-    groups |= {f"client {client}": tensors for client, tensors in checkpoint.clients.items()}
     best = None
     if checkpoint.best:
         groups["best"] = checkpoint.best.tensors
-        best = {"round": checkpoint.best.round, "value": checkpoint.best.value}
+        best = {"round": checkpoint.best.round, "value": checkpoint.best.value, "judges": list(checkpoint.best.judges)}
     # JSON keeps a float64 to the last bit, so that a resumed run ends in the same bytes.
     record = {
         "identity": identity,
@@ -47,7 +49,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, identity: str) -> None:
         "memory": checkpoint.state.memory,
         "best": best,
         "rows": checkpoint.rows,
-        "groups": list(groups),
+        "groups": {group: list(tensors) for group, tensors in groups.items()},
     }
     arrays = {
         f"{number}/{name}": np.array(array, order="C")
@@ -65,13 +67,13 @@ def load_checkpoint(path: Path, identity: str) -> Checkpoint | None:
             record = json.loads(file.metadata()["run"])
             if record["identity"] != identity:
                 return None
-            groups = {name: {} for name in record["groups"]}
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                number, _, name = key.partition("/")
-                groups[record["groups"][int(number)]][name] = file.get_tensor(key)
-    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
+            # In the order that they had: a sum over tensors in another one may differ in its last bit.
+            groups = {
+                group: {name: file.get_tensor(f"{number}/{name}") for name in names}
+                for number, (group, names) in enumerate(record["groups"].items())
+            }
+    except (FileNotFoundError, SafetensorError, AttributeError, KeyError, TypeError, ValueError):
         return None
     best = record["best"] and Best(**record["best"], tensors=groups["best"])
-    clients = {name.removeprefix("client "): group for name, group in groups.items() if name.startswith("client ")}
     state = State(record["round"], groups["global"], record["memory"], groups["moments"])
-    return Checkpoint(state, best, record["rows"], clients)
+    return Checkpoint(state, best, record["rows"])

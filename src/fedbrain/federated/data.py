@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from fedbrain.cohorts.splits import SIDES, assert_no_leakage
 from fedbrain.errors import StudyError
 from fedbrain.provenance import digest
-from fedbrain.tables import SCANS, SPLITS, read_table
+from fedbrain.tables import DROPPED, SCANS, SPLITS, read_table
 
 RESIDENT = 0.4  # of a GPU's memory that inputs may take up for good, those of all clients together
 
@@ -25,14 +26,25 @@ class Rows:
     many jobs on one machine share it.
     """
 
-    def __init__(self, rows: Sequence[Tensor], device: str = "cpu"):
+    def __init__(self, rows: Sequence[Tensor], device: str = "cpu", maps: Sequence[tuple | None] | None = None):
         self._rows = list(rows)
         self._device = device
+        self._maps = [None] * len(self._rows) if maps is None else list(maps)  # gain and shift of channel means, by row
 
     @classmethod
     def joined(cls, parts: "Sequence[Tensor | Rows]") -> "Rows":
         """The rows of several, in their order, not copied."""
-        return cls([row for part in parts for row in (part._rows if isinstance(part, Rows) else part)])
+        parts = [part if isinstance(part, Rows) else cls(part) for part in parts]
+        return cls([row for part in parts for row in part._rows], maps=[own for part in parts for own in part._maps])
+
+    def with_means(self, gain: np.ndarray, shift: np.ndarray) -> "Rows":
+        """The same rows (C, ...), moved whenever they are read: each channel's mean m over the positions becomes ``gain`` m + ``shift``.
+
+        gain (C,), shift (N, C). What a position has beyond the mean stays, and so does the rows' precision.
+        """
+        gain = torch.as_tensor(gain, dtype=torch.float32)
+        maps = [(gain, torch.as_tensor(own, dtype=torch.float32)) for own in shift]
+        return Rows(self._rows, self._device, maps)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -45,8 +57,8 @@ class Rows:
     def __getitem__(self, index: Tensor | slice) -> "Tensor | Rows":
         """With a tensor of places: (b, ...) on the device; with a slice: those rows, still where they are."""
         if isinstance(index, slice):
-            return Rows(self._rows[index], self._device)
-        return torch.stack([self._rows[i] for i in index.tolist()]).to(self._device)
+            return Rows(self._rows[index], self._device, self._maps[index])
+        return torch.stack([_read(self._rows[i], self._maps[i]) for i in index.tolist()]).to(self._device)
 
     def to(self, device: str) -> "Tensor | Rows":
         """The same rows, wanted on ``device``: moved there for good if a GPU has room for them, else batch by batch."""
@@ -54,8 +66,17 @@ class Rows:
             size = sum(row.numel() * row.element_size() for row in self._rows)
             free, total = torch.cuda.mem_get_info(device)
             if total - free + size < RESIDENT * total:
-                return torch.stack(self._rows).to(device)
-        return Rows(self._rows, device)
+                return torch.stack([_read(*row) for row in zip(self._rows, self._maps)]).to(device)
+        return Rows(self._rows, device, self._maps)
+
+
+def _read(row: Tensor, own: tuple[Tensor, Tensor] | None) -> Tensor:
+    if own is None:
+        return row
+    gain, shift = own
+    values = row.float().flatten(1)  # (C, positions)
+    mean = values.mean(1)
+    return (values + ((gain - 1) * mean + shift)[:, None]).view(row.shape).to(row.dtype)
 
 
 @dataclass(frozen=True)
@@ -99,7 +120,8 @@ def pool(parts: Sequence[Samples]) -> Samples:
 class ClientData:
     """One client (a cohort) and its three sides; ``absent`` counts its scans that have no embedding (failed before).
 
-    ``origin`` is what the embeddings say of themselves: the encoder's digest, its weights ("random" or file and digest), the cut.
+    ``origin`` is what the embeddings say of themselves: the encoder's digest, its weights ("random" or file and digest), the cut;
+    where they are harmonized also by what.
     """
 
     name: str
@@ -135,8 +157,11 @@ def load_clients(
     embeddings: Mapping[str, Sequence[str | PathLike]],
     scans: Mapping[str, str | PathLike],
     splits: str | PathLike,
+    dropped: str | PathLike | None = None,
 ) -> dict[str, ClientData]:
     """Reads each cohort's embedding shards, its scan table and the split into one ClientData per cohort.
+
+    Scans in the table ``dropped`` (tables.DROPPED) take no part, though they have an embedding.
 
     The scans of a side are ordered by scan id, whatever the order of the shards. Scans without an embedding (failed in an
     earlier stage) are absent and counted. Raises StudyError where a person stands on two sides, where a scan with an
@@ -144,8 +169,12 @@ def load_clients(
     """
     table = read_table(splits, SPLITS)
     assert_no_leakage(table, splits)
+    out = read_table(dropped, DROPPED) if dropped is not None else pd.DataFrame(columns=list(DROPPED))
     clients = {
-        cohort: _load_client(cohort, shards, read_table(scans[cohort], SCANS), table[table["cohort"] == cohort])
+        cohort: _load_client(
+            *(cohort, shards, read_table(scans[cohort], SCANS), table[table["cohort"] == cohort]),
+            set(out.loc[out["cohort"] == cohort, "scan"]),
+        )
         for cohort, shards in sorted(embeddings.items())
     }
     origins = {tuple(sorted(client.origin.items())) for client in clients.values()}
@@ -157,7 +186,9 @@ def load_clients(
     return clients
 
 
-def _load_client(cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.DataFrame) -> ClientData:
+def _load_client(
+    cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.DataFrame, dropped: set[str]
+) -> ClientData:
     # Here and not above: whoever only trains on samples needs neither the encoder nor a reader of volumes.
     from fedbrain.models.embeddings import read_embeddings
 
@@ -179,6 +210,7 @@ def _load_client(cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.
     table = pd.DataFrame({"scan": ids}).astype({"scan": "string"})
     table = table.merge(scans[["scan", "subject", "session", "label"]], on="scan", how="left", validate="1:1")
     table = table.merge(splits[["subject", "split"]], on="subject", how="left")
+    table = table[~table["scan"].isin(dropped)]
     for column, source in (("label", "its scan table"), ("split", "the split")):
         if table[column].isna().any():
             count = int(table[column].isna().sum())
@@ -201,5 +233,5 @@ def _load_client(cohort: str, shards: Sequence, scans: pd.DataFrame, splits: pd.
         **sides,
         absent=len(scans) - len(ids),
         origin=dict(zip(ORIGIN, origins.pop())),
-        fingerprint=digest(sorted(keys)),
+        fingerprint=digest([sorted(keys), sorted(dropped)]),
     )

@@ -7,8 +7,7 @@ Flower's own, with serialized arrays, so what is counted here is what would trav
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
@@ -24,14 +23,17 @@ class InProcessGrid(Grid):
     """One node per client name, in the order of the names; each has its own Context, so its own state between rounds.
 
     ``context.node_config["client"]`` tells the ClientApp which client it is. A handler that raises becomes an error reply
-    with the exception in its reason, as under a SuperLink; what that means for the run is the round loop's decision.
+    with the exception in its reason, as under a SuperLink; what that means for the run is the round loop's decision. A client
+    is called when its reply is pulled, so that one reply at a time is held.
     """
+
+    one_by_one = True
 
     def __init__(self, client_app: ClientApp, clients: Sequence[str], run_config: Mapping | None = None):
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SUPERLINK_NODE_ID
         self._client_app = client_app
         self._run = Run.create_empty(RUN_ID)
-        self._replies: dict[str, Message] = {}
+        self._waiting: dict[str, Message] = {}
         self._sent = 0
         self.contexts = {
             node: Context(RUN_ID, node, {"client": name}, RecordDict(), dict(run_config or {}))
@@ -53,35 +55,25 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         ids = []
-        for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
+        for message in messages:
             self._sent += 1
             ids.append(str(self._sent))
-            self._replies[ids[-1]] = self._call(message)
+            self._waiting[ids[-1]] = message
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
+        """The reply of the first node that has not been called yet; an empty list after the last."""
+        ids = [message_id for message_id in message_ids if message_id in self._waiting]
+        if not ids:
+            return []
+        first = min(ids, key=lambda message_id: self._waiting[message_id].metadata.dst_node_id)
+        return [self._call(self._waiting.pop(first))]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        return self.pull_messages(self.push_messages(messages))
-
-    def client_states(self) -> dict[str, dict[str, np.ndarray]]:
-        """What every client keeps between rounds, for a checkpoint: client -> "record/tensor" -> array."""
-        return {
-            context.node_config["client"]: {
-                f"{record}/{name}": array.numpy()
-                for record, arrays in context.state.array_records.items()
-                for name, array in arrays.items()
-            }
-            for context in self.contexts.values()
-        }
-
-    def restore(self, states: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """Gives every client back what ``client_states`` returned."""
-        for context in self.contexts.values():
-            for key, array in states.get(context.node_config["client"], {}).items():
-                record, _, name = key.partition("/")
-                context.state.setdefault(record, ArrayRecord())[name] = Array(array)
+        ids, replies = self.push_messages(messages), []
+        while came := self.pull_messages(ids):
+            replies += came
+        return replies
 
     def _call(self, message: Message) -> Message:
         try:

@@ -6,8 +6,8 @@ Centralized and local-only references use the same two functions, so that cells 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 
 import numpy as np
@@ -43,16 +43,23 @@ class TrainingOptions:
     precision: str = "float32"  # or "bfloat16": torch's autocast; weights, optimizer and messages stay float32
     deterministic: bool = True  # on a GPU: repeatable kernels only
     compile: bool = False  # torch.compile, on a GPU
+    schedule: str = "constant"  # of the learning rate over the rounds: "constant", or "cosine" from all of it towards 0
+    patience: int | None = None  # rounds without a better one after which a run ends
+    sample: int | None = None  # how many clients train in a round, drawn anew each round; None: all
+    quorum: int | None = None  # how many of them must do their part; None: all
+    deadline: float | None = None  # seconds that a client has for its part of a round
 
     def __post_init__(self):
-        for name in ("rounds", "local_epochs", "batch_size", "micro_batch"):
+        for name in ("rounds", "local_epochs", "batch_size", "micro_batch", "patience", "sample", "quorum"):
             value = getattr(self, name)
-            if value is None and name == "micro_batch":
+            if value is None and name in ("micro_batch", "patience", "sample", "quorum"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise StudyError(f"training: {name} must be a whole number from 1 on, it is {value!r}")
-        for name, low in (("learning_rate", 0.0), ("weight_decay", -1e-300)):
+        for name, low in (("learning_rate", 0.0), ("weight_decay", -1e-300), ("deadline", 0.0)):
             value = getattr(self, name)
+            if value is None and name == "deadline":
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < float("inf"):
                 raise StudyError(
                     f"training: {name} must be a number {'above' if not low else 'from'} 0, it is {value!r}"
@@ -64,9 +71,22 @@ class TrainingOptions:
             ("class_weights", ("balanced", "none")),
             ("selection", ("loss", "balanced_accuracy")),
             ("precision", PRECISIONS),
+            ("schedule", ("constant", "cosine")),
         ):
             if getattr(self, name) not in known:
                 raise StudyError(f"training: {name} must be one of {', '.join(known)}, it is {getattr(self, name)!r}")
+        if self.sample and self.quorum and self.quorum > self.sample:
+            raise StudyError(
+                f"training: quorum {self.quorum} is more than the {self.sample} clients of a round (sample)"
+            )
+
+    def of_round(self, round: int) -> "TrainingOptions":
+        """The options of one round (from 1): with "cosine" the learning rate is lr / 2 (1 + cos(pi (round - 1) / rounds))."""
+        return replace(self, learning_rate=self.learning_rate * self.share(round))
+
+    def share(self, round: int) -> float:
+        """What the schedule leaves of a learning rate in a round."""
+        return 1.0 if self.schedule == "constant" else (1 + math.cos(math.pi * (round - 1) / self.rounds)) / 2
 
     @classmethod
     def of(cls, options: "Mapping | TrainingOptions") -> "TrainingOptions":
@@ -113,6 +133,10 @@ def train(
     generator: torch.Generator,
     device: str,
     fitting: FittingBatch | None = None,
+    *,
+    optimizer: "Callable[[Sequence[nn.Parameter]], AdamW | SGD] | None" = None,
+    penalty: Callable[[], Tensor] | None = None,
+    before_step: Callable[[], None] | None = None,
 ) -> float:
     """Trains ``model`` in place for ``options.local_epochs`` epochs with AdamW; returns the mean loss over what it saw.
 
@@ -121,6 +145,11 @@ def train(
     through the network in the parts that ``fitting`` allows, gradients being summed: the step is that of the whole batch
     (but for a batch norm, whose statistics are those of a part).
     A model whose head gathers instead of being trained (nearest class centre) sees each scan once.
+
+    What an aggregation rule may want otherwise: another ``optimizer`` of the trained parameters; a ``penalty`` on the model,
+    asked for after each forward pass and added to the loss (not to the loss that is returned); ``before_step``, which may change
+    the gradients of a batch.
+
     Raises ValueError for no scans, FloatingPointError where the loss is no longer finite.
     """
     if not len(samples):
@@ -130,7 +159,10 @@ def train(
         return _gather(model, samples, options, fitting)
     weights = class_weights(samples.y, options.class_weights)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = AdamW(trainable, options.learning_rate, options.weight_decay)
+    if optimizer is None:
+        stepper = AdamW(trainable, options.learning_rate, options.weight_decay)
+    else:
+        stepper = optimizer(trainable)
     total = torch.zeros((), dtype=torch.float64, device=device)
     model.train()
 
@@ -145,7 +177,10 @@ def train(
                 logits = model(samples.x[part].float())  # (b, 2)
             labels = samples.y[part]
             losses = functional.cross_entropy(logits.float(), labels, reduction="none") * weights[labels]  # (b,)
-            (losses.sum() / scans).backward()
+            objective = losses.sum() / scans
+            if penalty is not None:
+                objective = objective + len(part) / scans * penalty()
+            objective.backward()
             seen += losses.detach().sum()
         return seen
 
@@ -160,7 +195,9 @@ def train(
             for batch in order.split(options.batch_size):
                 before = _Traces(model, cuda)
                 total += fitting.run(gradients, batch)
-                optimizer.step()
+                if before_step is not None:
+                    before_step()
+                stepper.step()
     model.zero_grad(set_to_none=True)  # as large as what was trained; the next round makes its own
     loss = float(total) / (len(samples) * options.local_epochs)
     if not math.isfinite(loss):
@@ -220,6 +257,20 @@ class AdamW:
         parameters, gradients, first, second, steps = map(list, zip(*rows))
         how = {"foreach": parameters[0].is_cuda, "amsgrad": False, "maximize": False}  # foreach as torch chooses it
         adamw(parameters, gradients, first, second, [], steps, **how, **self._options)
+
+
+class SGD:
+    """Plain gradient descent, w <- w - rate (g + decay w): where a rule reads gradients out of what a client did."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], learning_rate: float, weight_decay: float):
+        self._parameters, self._rate, self._decay = list(parameters), learning_rate, weight_decay
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step along the gradients; parameters without one stay as they are."""
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter -= self._rate * (parameter.grad + self._decay * parameter)
 
 
 def class_weights(labels: Tensor, kind: str) -> Tensor:
@@ -301,6 +352,11 @@ def is_better(value: float | None, best: float | None, selection: str) -> bool:
     return value < best if selection == "loss" else value > best
 
 
+def lost_patience(judged: int, best: int | None, options: TrainingOptions) -> bool:
+    """Whether the rounds up to ``judged`` have brought nothing better than round ``best`` for so long that a run ends."""
+    return options.patience is not None and best is not None and judged - best >= options.patience
+
+
 @dataclass(frozen=True)
 class LocalRound:
     """One round of a client that trains alone: its number from 1, training loss, the model after it, its evaluation."""
@@ -328,7 +384,8 @@ def train_alone(
     fitting = fitting or fitting_batch(options)
     trained = Sharing.of(model).select(model.state_dict(), "shared")
     for number in range(done + 1, options.rounds + 1):
-        loss = train(model, client.train, options, round_generator(seed, client.name, number), device, fitting)
+        generator = round_generator(seed, client.name, number)
+        loss = train(model, client.train, options.of_round(number), generator, device, fitting)
         state = model.state_dict()
         tensors = {name: state[name].detach().cpu().clone() for name in trained}
         yield LocalRound(number, loss, tensors, evaluate(model, client.validation, options, fitting))

@@ -21,7 +21,11 @@ BINS = 4096
 NORMALIZED = {  # unit of the axis after normalization, and the bandwidth in it; None: still the scanner's, log axis
     "encoder": ("z", BANDWIDTH_Z),
     "zscore": ("z", BANDWIDTH_Z),
-    "minmax": ("share of the range from 0.1st to 99.9th percentile", 0.01),
+    "minmax": ("0.1st to 99.9th percentile = 0 to 1", 0.01),
+    "whitestripe": ("deviations of the white stripe", 0.7),
+    "kde": ("white matter's peak = 1", 0.01),
+    "fcm": ("white matter's mean = 1", 0.01),
+    "nyul": ("z of the standard scale", BANDWIDTH_Z),
     "none": None,
 }
 TAIL = 5e-4  # share of a client's voxels beyond either end of the axis, which may be cut there

@@ -60,3 +60,15 @@ def from_bins(bins: np.ndarray, counts: np.ndarray, width: float) -> pd.DataFram
     if math.frexp(width)[0] != 0.5:  # not a power of two: the product is not exact, and 7 * 0.01 shall be written 0.07
         start = np.round(start, 8 - math.floor(math.log10(width)))
     return pd.DataFrame({"start": start, "width": float(width), "count": counts}).astype(COLUMNS)
+
+
+def packed(table: pd.DataFrame) -> dict:
+    """A histogram for the record: bins as whole multiples of the width."""
+    width = float(table["width"].iloc[0])
+    bins = np.rint(table["start"].to_numpy(np.float64) / width).astype(int)
+    return {"width": width, "bins": bins.tolist(), "counts": table["count"].tolist()}
+
+
+def unpacked(record: dict) -> pd.DataFrame:
+    """The histogram that :func:`packed` packed."""
+    return from_bins(np.array(record["bins"]), np.array(record["counts"]), record["width"])

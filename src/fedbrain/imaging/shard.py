@@ -6,51 +6,69 @@ the accelerator) stops the job, and what is made already stays. Volume, mask and
 place, the record last; a job that is killed loses the scan in work and nothing else.
 """
 
-import ast
-import gzip
-import io
-import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from fedbrain import registry
 from fedbrain.errors import StudyError
-from fedbrain.imaging import bias_field, histogram, intensity, layout, quality, reading, registration
+from fedbrain.imaging import (
+    bias_field,
+    brain_extraction,
+    derivatives,
+    histogram,
+    intensity,
+    quality,
+    reading,
+    registration,
+    snapshots,
+)
+from fedbrain.imaging.extractor_cards import CARDS
 from fedbrain.imaging.faults import is_of_machine
-from fedbrain.imaging.reading import NotPermitted, Scan, ScanFailure, Source
+from fedbrain.imaging.reading import OutOfReach, Scan, ScanFailure, Source
 from fedbrain.provenance import digest, versions
-from fedbrain.tables import HISTOGRAM, VOLUMES, write_text, written_atomically
+from fedbrain.shard_folders import errors_name_only, held
+from fedbrain.tables import HISTOGRAM, VOLUMES
 
 logger = logging.getLogger(__name__)
 
 RECIPE_DEFAULTS = {
     "extractor": "deepbet",  # a brain_extractor of the registry
+    "extractor_weights": None,  # path, for those whose networks are no package's; decides nothing, its checksum does
+    "extractor_sha256": None,  # of that file; not given, the published one
     "intensity": "encoder",  # an intensity of the registry
     "bias_field_spacing": 6.0,  # mm between the voxels that N4 fits
     "bias_field_iterations": [20, 20, 50],  # at most, per level
     "registration_resolution": 3,  # mm, whole
     "registration_iterations": [500, 250, 100],  # at most, per level
     "registration_seed": 1,
+    "registration_search_below": 0.08,  # similarity under which all rotations are searched
+    "registration_least_similarity": 0.065,  # under which a scan fails
     "interpolation": "linear",  # or cubic
 }
-NORMALIZED_WIDTH = 0.01  # of a bin after normalization; without normalization it is chosen by the range
 QUALITY = dict.fromkeys(quality.COLUMNS, "Float64")
 CROP_MARGIN = 4  # voxels about the brain
-COMPUTING_MODULES = (reading, bias_field, registration, intensity, histogram, quality)
+UPRIGHT = 0.1  # similarity without ANTs from which a head is taken for upright; lying wrongly, heads came to .07 (ours)
+COMPUTING_MODULES = (derivatives, reading, brain_extraction, bias_field, registration, intensity, histogram, quality)
 
 
 def preprocess_shard(
-    scans: pd.DataFrame, folder: str | Path, recipe: Mapping, *, cohort: str, device: str = "cpu"
+    scans: pd.DataFrame,
+    folder: str | Path,
+    recipe: Mapping,
+    *,
+    cohort: str,
+    device: str = "cpu",
+    unconverted: Collection[str] = (),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Brings every scan of a shard to the MNI grid; keeps what an earlier run has made the same way.
 
@@ -61,12 +79,14 @@ def preprocess_shard(
         recipe: what RECIPE_DEFAULTS lists, as far as it differs.
         cohort: its name, for messages.
         device: "cpu" or "cuda", for the brain extractor only.
+        unconverted: scans whose DICOM folder gave no file. They have no row; their volume is removed, unless the file of
+            an earlier conversion is there still, because the folder may not be read now.
     Returns:
-        VOLUMES rows with the QC columns, in the order of ``scans``, and the HISTOGRAM of the scans that are ok, stages
-        ``before`` (bias-corrected) and ``after`` normalization.
+        VOLUMES rows of the others with the QC columns, in the order of ``scans``, and the HISTOGRAM of the scans that are
+        ok, stages ``before`` (bias-corrected) and ``after`` normalization.
     Raises:
-        StudyError: for an unknown recipe, a scan that is listed twice, or a disk that fails while a scan is read; never
-            for a bad scan.
+        StudyError: for an unknown recipe, a scan that is listed twice, a folder that another process works on, or a disk
+            that fails while a scan is read; never for a bad scan.
         OSError: where results cannot be written or looked up. Its path is ``folder``, which names no subject.
         MemoryError, RuntimeError: where memory ran out or the accelerator failed.
     """
@@ -76,18 +96,24 @@ def preprocess_shard(
         raise StudyError(
             f"cohort {cohort}: {len(doubled)} scan ids are listed twice in one shard; delete results/cohorts and run again"
         )
-    with _errors_name_only(folder):
+    with errors_name_only(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder, scans["scan"])
+        listed = zip(scans["scan"], scans["path"])
+        gone = {scan for scan, path in listed if scan in unconverted and not Path(path).is_file()}
     method = _method(recipe)
     rows, histograms = [], {"before": [], "after": []}
-    listed = tqdm(scans.to_dict("records"), desc=f"{cohort}: scans", unit="scan", mininterval=5)
-    for line, scan in enumerate(listed, start=2):  # line 1 of a manifest is its header
-        place = f"cohort {cohort}, line {line} of the shard's manifest"  # in place of the path, which names the subject
-        row, record = _preprocess_or_reuse(scan, folder, recipe, method, device, place)
-        rows.append(row)
-        for stage, counts in record.get("histograms", {}).items():
-            histograms[stage].append(_unpack(counts))
+    with held(folder):
+        with errors_name_only(folder):
+            derivatives.remove_stale(folder, set(scans["scan"]) - gone)
+        listed = tqdm(scans.to_dict("records"), desc=f"{cohort}: scans", unit="scan", mininterval=5)
+        for line, scan in enumerate(listed, start=2):  # line 1 of a manifest is its header
+            if scan["scan"] in unconverted:
+                continue
+            place = f"cohort {cohort}, line {line} of the shard's manifest"  # not the path, which names the subject
+            row, record = _preprocess_or_reuse(scan, folder, recipe, method, device, place)
+            rows.append(row)
+            for stage, counts in record.get("histograms", {}).items():
+                histograms[stage].append(histogram.unpacked(counts))
     table = pd.DataFrame(rows, columns=[*VOLUMES, *QUALITY]).astype(VOLUMES | QUALITY)
     failed, reused = int((table["status"] == "failed").sum()), int(table["reused"].sum())
     logger.log(
@@ -105,9 +131,14 @@ def complete_recipe(recipe: Mapping) -> dict:
     if unknown:
         raise StudyError(f"preprocessing: unknown {', '.join(unknown)}. Known: {', '.join(RECIPE_DEFAULTS)}")
     full = RECIPE_DEFAULTS | dict(recipe)
-    if isinstance(full["bias_field_spacing"], int):
-        full["bias_field_spacing"] = float(full["bias_field_spacing"])  # 6 and 6.0 are one recipe
+    for key in ("bias_field_spacing", "registration_search_below", "registration_least_similarity"):
+        if isinstance(full[key], int):
+            full[key] = float(full[key])  # 6 and 6.0 are one recipe
     registry.module_of("brain_extractor", full["extractor"])
+    card = CARDS[full["extractor"]]
+    if problems := list(card.problems(full["extractor_weights"], full["extractor_sha256"])):
+        raise StudyError("; ".join(problems))
+    full["extractor_sha256"] = card.expected_sha256(full["extractor_weights"], full["extractor_sha256"])
     registry.module_of("intensity", full["intensity"])
     if full["interpolation"] not in registration.ORDERS:
         raise StudyError(
@@ -119,6 +150,9 @@ def complete_recipe(recipe: Mapping) -> dict:
         )
     if not 1 <= full["bias_field_spacing"] <= 10:
         raise StudyError(f"preprocessing: bias_field_spacing is {full['bias_field_spacing']!r}; use 1 to 10 (mm)")
+    for key in ("registration_search_below", "registration_least_similarity"):
+        if not 0 <= full[key] <= 1:
+            raise StudyError(f"preprocessing: {key} is {full[key]!r}; use 0 to 1")
     for key, levels in (("bias_field_iterations", (1, 2, 3, 4)), ("registration_iterations", (1, 2, 3))):
         if len(full[key]) not in levels or not all(isinstance(n, int) and n >= 0 for n in full[key]):
             raise StudyError(
@@ -137,7 +171,7 @@ def _preprocess_or_reuse(
         "session": scan["session"],
         "fingerprint": scan["fingerprint"],
     }
-    start, keep = time.perf_counter(), False
+    start, keep, key, lasting = time.perf_counter(), False, None, False
     try:
         source = _read(scan["path"], place)
         row |= {"size": source.size, "mtime_ns": source.mtime_ns, "sha256": source.sha256}
@@ -146,16 +180,21 @@ def _preprocess_or_reuse(
             mask_source = _of_mask(_read, scan["mask"], f"{place} (mask)")
         key = digest(method | {"source": source.sha256, "mask": mask_source and mask_source.sha256})
         row |= {"key": key}
-        record = _kept_record(folder, scan["scan"], key)
+        record = derivatives.kept_record(folder, scan["scan"], key)
         reused = record is not None
+        if record is None and (failed := derivatives.kept_failure(folder, scan["scan"], key)):
+            return row | {name: failed[name] for name in ("reason", "seconds")} | {"status": "failed", "reused": 0}, {}
         if record is None:
-            volume, mask, record = compute_scan(source, mask_source, recipe, device)
+            volume, mask, record, picture = compute_scan(source, mask_source, recipe, device)
             record |= {"key": key, "method": method, "seconds": round(time.perf_counter() - start, 3)}
-            _write(folder, scan["scan"], volume, mask, record)
-        measured = {"seconds": record["seconds"]} | record["quality"]
+            derivatives.write(folder, scan["scan"], volume, mask, record, picture)
+        measured = {"voxels_sha256": record["source"]["voxels_sha256"], "seconds": record["seconds"]} | record[
+            "quality"
+        ]
         return row | {"status": "ok", "reason": None, "reused": int(reused)} | measured, record
     except ScanFailure as failure:
-        reason, keep = str(failure), isinstance(failure, NotPermitted)
+        reason, keep = str(failure), isinstance(failure, OutOfReach)
+        lasting = key is not None  # both files were read: it lies in them, and would be found again
     except (OSError, ImportError, StudyError):
         raise  # a full disk or a broken installation is no scan's fault; every scan would fail by it
     except Exception as error:  # one scan never stops the others
@@ -166,9 +205,11 @@ def _preprocess_or_reuse(
         logger.warning("a scan failed in an unforeseen way (%s)", type(error).__name__)
         reason = f"unforeseen: {type(error).__name__}: {error}; report this with the software's versions"
     if not keep:
-        _remove(folder, scan["scan"])
-    row |= {"status": "failed", "reason": " ".join(reason.split()), "reused": 0}
-    return row | {"seconds": round(time.perf_counter() - start, 3)}, {}
+        derivatives.remove(folder, scan["scan"])
+    said = {"reason": " ".join(reason.split()), "seconds": round(time.perf_counter() - start, 3)}
+    if lasting:
+        derivatives.write_failure(folder, scan["scan"], said | {"key": key, "method": method})
+    return row | said | {"status": "failed", "reused": 0}, {}
 
 
 def _read(path: str, place: str) -> Source:
@@ -184,12 +225,12 @@ def _read(path: str, place: str) -> Source:
 
 def compute_scan(
     source: Source, mask_source: Source | None, recipe: Mapping, device: str
-) -> tuple[np.ndarray, np.ndarray, dict]:
+) -> tuple[np.ndarray, np.ndarray, dict, bytes]:
     """All steps for one scan.
 
     Returns:
-        The volume (128, 128, 128) float32, the mask (128, 128, 128) bool, and the record: steps with their parameters
-        and seconds, quality, histograms, source.
+        The volume (128, 128, 128) float32, the mask (128, 128, 128) bool, the record (steps with their parameters
+        and seconds, quality, histograms, source), and the snapshot (WebP).
     Raises:
         ScanFailure: with the reason.
     """
@@ -198,61 +239,205 @@ def compute_scan(
     @contextmanager
     def step(name: str, **parameters):
         start = time.perf_counter()
-        yield parameters
-        steps.append({"name": name, "parameters": parameters, "seconds": round(time.perf_counter() - start, 3)})
+        try:
+            yield parameters
+        finally:
+            steps.append({"name": name, "parameters": parameters, "seconds": round(time.perf_counter() - start, 3)})
 
     with step("reading") as said:
         scan = reading.decode(source)
         provided = mask_source and _of_mask(reading.decode, mask_source)
         said |= {"shape": list(scan.values.shape), "affine": scan.affine.tolist()}
-    with step("brain_extraction", extractor=recipe["extractor"], device=device):
-        brain = registry.lookup("brain_extractor", recipe["extractor"])(scan, provided, device=device)
+    found, failure, turn, start = None, None, np.eye(3), None
+    try:
+        found = _find_brain(scan, provided, recipe, device, step, turn, start)
+    except ScanFailure as reason:  # perhaps of a head that lies turned
+        failure = reason
+    else:
+        start = found.alignment.mni_to_scanner
+        turn = registration.head_orientation(found.affine, start)
+    begun = time.perf_counter()
+    if found is None or found.alignment.similarity < recipe["registration_least_similarity"]:
+        turn, start = _upright(scan, recipe, device, found and turn) or (turn, start)
+    if not np.array_equal(turn, np.eye(3)):
+        # The networks were trained on upright heads: they get the head again as it lies by what was found so far.
+        first = steps[1:]
+        del steps[1:]
+        looked = time.perf_counter() - begun
+        try:
+            again = _find_brain(scan, provided, recipe, device, step, turn, start)
+        except ScanFailure:  # what was found before may be good enough, and if not, says more
+            again = None
+        said = {"array_axes": registration.axis_codes(turn)}
+        for name, brain in (("similarity_before", found), ("similarity_after", again)):
+            said[name] = brain and brain.alignment.similarity
+        if _is_better(again, found, recipe["registration_search_below"]):
+            found, dropped = again, first
+        else:
+            dropped, steps[1:] = steps[1:], first
+        seconds = round(looked + sum(one["seconds"] for one in dropped), 3)
+        steps.insert(1, {"name": "turning", "parameters": said, "seconds": seconds})
+    if found is None:
+        raise failure
+    if found.reason:
+        raise found.reason
+    if found.alignment.similarity < recipe["registration_least_similarity"]:
+        raise ScanFailure(
+            f"the brain could not be laid on the template (similarity {found.alignment.similarity:.3f} after "
+            f"{found.alignment.starts} starts, at least {recipe['registration_least_similarity']:g} is asked for); "
+            "look at the scan: is it one whole T1w head?"
+        )
+    mni_to_scanner = found.alignment.mni_to_scanner
+    with step("resampling", interpolation=recipe["interpolation"], grid_affine=registration.GRID_AFFINE.tolist()):
+        voxel_map = np.linalg.inv(found.affine) @ mni_to_scanner @ registration.GRID_AFFINE
+        # Brain and surroundings are interpolated together and masked afterwards: the brain's rim is not darkened.
+        mask = registration.resample(found.inside.astype(np.float32), voxel_map) >= 0.5
+        resampled = registration.resample(
+            found.corrected, voxel_map, order=registration.ORDERS[recipe["interpolation"]]
+        )
+        before = np.where(mask, np.maximum(resampled, 0), np.float32(0))
+        if not mask.any():
+            raise ScanFailure("the brain was sent outside the MNI grid; look at the scan's header and its brain mask")
+    with step("intensity", method=recipe["intensity"]) as said:
+        method = registry.lookup("intensity", recipe["intensity"])
+        fitted = recipe["intensity"] in registry.FITTED_INTENSITIES
+        if fitted:  # the volume is normalized in a stage of its own, once there are training subjects
+            volume, said["landmarks"] = before, method(before, mask)
+        else:
+            volume = method(before, mask)
+    with step("quality"):
+        measured = _measure(found, before, mask)
+        counts = {"before": histogram.packed(histogram.scan_histogram(before[mask]))}
+        if not fitted:
+            width = intensity.BIN_WIDTHS.get(recipe["intensity"])
+            counts["after"] = histogram.packed(histogram.scan_histogram(volume[mask], width))
+    with step("snapshot"):
+        picture = snapshots.snapshot(
+            found.scan.values, found.scan.voxel_size, found.mask, before, registration.template().mask
+        )
+    said = {"sha256": source.sha256, "size": source.size, "mask_sha256": mask_source and mask_source.sha256}
+    said["voxels_sha256"] = scan.voxels_sha256()
+    record = {"source": said, "steps": steps, "quality": measured, "histograms": counts}
+    return volume, mask, record, picture
+
+
+@dataclass(frozen=True)
+class _Brain:
+    """A scan's brain, corrected and laid on the template; box is the brain's bounding box in the scan."""
+
+    scan: Scan
+    mask: np.ndarray  # (X, Y, Z) bool
+    inside: np.ndarray  # (x, y, z) bool, the mask in the box
+    affine: np.ndarray  # (4, 4) voxel of the box to scanner mm
+    log_field: np.ndarray  # (x, y, z) float32
+    corrected: np.ndarray  # (x, y, z) float32, brain and surroundings
+    alignment: registration.Alignment
+    reason: ScanFailure | None  # why the bias field could not be found
+
+
+def _is_better(again: _Brain | None, found: _Brain | None, search_below: float) -> bool:
+    """Whether the brain of the turned head is taken for that of the head as it came; either may be missing."""
+    if again is None or found is None:
+        return again is not None
+    if again.reason and not found.reason:
+        return False
+    # The mask of the upright head is the better one, even where the similarity is less by a little.
+    return again.alignment.similarity >= min(found.alignment.similarity, search_below)
+
+
+def _extract(
+    scan: Scan, provided: Scan | None, recipe: Mapping, device: str, turn: np.ndarray
+) -> brain_extraction.Extraction:
+    """Extraction from images that were turned by ``turn``.
+
+    They are given as if the scanner had been turned, too: some extractors go by the array, others by where the header puts it.
+    """
+    options = {"weights": recipe["extractor_weights"], "sha256": recipe["extractor_sha256"]}
+    given = [image and image.rotated(turn.T) for image in (scan, provided)]
+    return registry.lookup("brain_extractor", recipe["extractor"])(*given, device=device, options=options)
+
+
+def _upright(
+    scan: Scan, recipe: Mapping, device: str, supposed: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The quarter turn that brings the head upright, by extracting its brain in several, and a start for align.
+
+    For heads whose mask is so far off, by the way they lie, that nothing can be told from it. ``supposed``: the turn that it tells
+    all the same, which is tried first; None where there is no mask as the head lies. None where no turn gives a brain.
+    """
+    most = CARDS[recipe["extractor"]].orientations
+    if not most:
+        return None
+    first = np.eye(3) if supposed is None else supposed
+    turns = [turn for turn in registration.likely_orientations(scan.values, scan.affine) if (turn != first).any()]
+    turns = turns if supposed is None else [first, *turns]
+    best = (-1.0, None, None)
+    for turn in turns[:most]:
+        turned = scan.turned(turn)
+        try:
+            mask = _extract(turned, None, recipe, device, turn).brain
+        except ScanFailure:
+            continue
+        box = _bounding_box(mask)
+        brain = np.where(mask[box], turned.values[box], 0)
+        value, start = registration.look_upright(brain, _affine_of(turned, box))
+        if value > best[0]:
+            best = (value, turn, start)
+        if value >= UPRIGHT:
+            break
+    return None if best[1] is None else best[1:]
+
+
+def _find_brain(
+    scan: Scan, provided: Scan | None, recipe: Mapping, device: str, step, turn: np.ndarray, start: np.ndarray | None
+) -> _Brain:
+    """Brain extraction, bias field and registration, each under ``step``, of the images turned by ``turn``.
+
+    ``start`` is as for registration.align.
+    """
+    scan, provided = (image and image.turned(turn) for image in (scan, provided))
+    with step("brain_extraction", extractor=recipe["extractor"], device=device) as said:
+        mask, facts = _extract(scan, provided, recipe, device, turn)
+        said |= facts | ({"sha256": recipe["extractor_sha256"]} if recipe["extractor_weights"] else {})
     with step("bias_field", spacing=recipe["bias_field_spacing"], iterations=recipe["bias_field_iterations"]):
         # All that follows happens in the brain's bounding box.
-        box = _bounding_box(brain)
-        inside, affine = brain[box], scan.affine.copy()
-        affine[:3, 3] += scan.affine[:3, :3] @ [side.start for side in box]
-        log_field = bias_field.log_bias_field(
-            scan.values[box],
-            inside,
-            scan.voxel_size,
-            spacing=recipe["bias_field_spacing"],
-            iterations=recipe["bias_field_iterations"],
-        )
+        box = _bounding_box(mask)
+        inside, affine = mask[box], _affine_of(scan, box)
+        reason = None
+        try:
+            log_field = bias_field.log_bias_field(
+                scan.values[box],
+                inside,
+                scan.voxel_size,
+                spacing=recipe["bias_field_spacing"],
+                iterations=recipe["bias_field_iterations"],
+            )
+        except ScanFailure as failure:  # of a head that lies turned, perhaps, which is known once it is aligned
+            log_field, reason = np.zeros(inside.shape, np.float32), failure
         corrected = scan.values[box] * np.exp(-log_field)
     registering = {
         "resolution": recipe["registration_resolution"],
         "iterations": recipe["registration_iterations"],
         "seed": recipe["registration_seed"],
+        "search_below": recipe["registration_search_below"],
     }
     with step("registration", **registering) as said:
-        mni_to_scanner = registration.register_affine(np.where(inside, corrected, 0), affine, **registering)
-        said["mni_to_scanner"] = mni_to_scanner.tolist()
-    with step("resampling", interpolation=recipe["interpolation"], grid_affine=registration.GRID_AFFINE.tolist()):
-        voxel_map = np.linalg.inv(affine) @ mni_to_scanner @ registration.GRID_AFFINE
-        # Brain and surroundings are interpolated together and masked afterwards: the brain's rim is not darkened.
-        mask = registration.resample(inside.astype(np.float32), voxel_map) >= 0.5
-        resampled = registration.resample(corrected, voxel_map, order=registration.ORDERS[recipe["interpolation"]])
-        before = np.where(mask, np.maximum(resampled, 0), np.float32(0))
-        if not mask.any():
-            raise ScanFailure("the brain was sent outside the MNI grid; look at the scan's header and its brain mask")
-    with step("intensity", method=recipe["intensity"]):
-        volume = registry.lookup("intensity", recipe["intensity"])(before, mask)
-    with step("quality"):
-        measured = _measure(brain, scan, log_field, inside, before, mask, np.linalg.inv(mni_to_scanner))
-        width = NORMALIZED_WIDTH if recipe["intensity"] != "none" else None
-        counts = {
-            "before": _pack(histogram.scan_histogram(before[mask])),
-            "after": _pack(histogram.scan_histogram(volume[mask], width)),
+        alignment = registration.align(np.where(inside, corrected, 0), affine, **registering, start=start)
+        said |= {
+            "mni_to_scanner": alignment.mni_to_scanner.tolist(),
+            "similarity": alignment.similarity,
+            "start": alignment.start,
+            "starts": alignment.starts,
         }
-    said = {"sha256": source.sha256, "size": source.size, "mask_sha256": mask_source and mask_source.sha256}
-    return volume, mask, {"source": said, "steps": steps, "quality": measured, "histograms": counts}
+    return _Brain(scan, mask, inside, affine, log_field, corrected, alignment, reason)
 
 
-def _measure(brain, scan: Scan, log_field, inside, values, mask, scanner_to_mni) -> dict[str, float | None]:
+def _measure(found: _Brain, values: np.ndarray, mask: np.ndarray) -> dict[str, float | None]:
+    scan, brain, mni_to_scanner = found.scan, found.mask, found.alignment.mni_to_scanner
     template, grid_voxel = registration.template(), registration.GRID_VOXEL_SIZE**3
+    scanner_map = np.linalg.inv(scan.affine) @ mni_to_scanner @ registration.GRID_AFFINE  # grid voxel to scan voxel
     volume_ml = quality.brain_volume_ml(brain, abs(np.linalg.det(scan.affine[:3, :3])))
-    determinant = quality.affine_determinant(scanner_to_mni)
+    determinant = quality.affine_determinant(np.linalg.inv(mni_to_scanner))
     white = values[mask & (template.white > quality.TISSUE_PROBABILITY)]
     grey = values[mask & (template.grey > quality.TISSUE_PROBABILITY)]
     with np.errstate(all="ignore"):
@@ -263,8 +448,18 @@ def _measure(brain, scan: Scan, log_field, inside, values, mask, scanner_to_mni)
             "affine_determinant": determinant,
             "cjv": quality.cjv(white, grey) if white.size and grey.size else math.nan,
             "snr_white_matter": quality.snr(white) if white.size > 1 else math.nan,
-            "bias_log_sd": quality.bias_log_sd(log_field, inside),
+            "snr_grey_matter": quality.snr(grey) if grey.size > 1 else math.nan,
+            "smoothness_mm": quality.smoothness_mm(found.corrected, found.inside, scan.voxel_size),
+            "efc": quality.efc(scan.values),
+            "rim_intensity": quality.rim_intensity(found.corrected, found.inside),
+            "left_right_correlation": quality.left_right_correlation(values, mask),
+            "left_right_dice": quality.dice(mask, mask[::-1]),
+            "bias_log_sd": quality.bias_log_sd(found.log_field, found.inside),
             "edge_fraction": quality.edge_fraction(brain),
+            "fov_coverage": quality.fov_coverage(template.mask, scanner_map, scan.values.shape),
+            "registration_similarity": found.alignment.similarity,
+            "head_rotation_degrees": quality.rotation_degrees(mni_to_scanner),
+            "header_conflict": scan.header_conflict,
             "outside_grid_fraction": quality.outside_grid_fraction(mask, grid_voxel, volume_ml * determinant),
         }
     return {name: round(value, 6) if math.isfinite(value) else None for name, value in measured.items()}
@@ -275,6 +470,13 @@ def _of_mask(read, *arguments):
         return read(*arguments)
     except ScanFailure as failure:
         raise type(failure)(f"the provided brain mask: {failure}") from None
+
+
+def _affine_of(scan: Scan, box: tuple[slice, ...]) -> np.ndarray:
+    """(4, 4) from a voxel of the box to scanner mm."""
+    affine = scan.affine.copy()
+    affine[:3, 3] += scan.affine[:3, :3] @ [side.start for side in box]
+    return affine
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
@@ -291,100 +493,12 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 def _method(recipe: dict) -> dict:
     """All that a volume depends on beside its scan. Not the device: a kept volume stays good on another machine."""
     extractor = import_module(registry.module_of("brain_extractor", recipe["extractor"]))
-    packages = ["antspyx", "nibabel", "nilearn", "numpy", "scipy"]
-    packages += ["deepbet", "torch"] if recipe["extractor"] == "deepbet" else []
-    known = versions(*packages)
+    normalization = import_module(registry.module_of("intensity", recipe["intensity"]))
+    packages = {"antspyx", "nibabel", "nilearn", "numpy", "scipy", *CARDS[recipe["extractor"]].packages}
+    known = versions(*sorted(packages))
     known.pop("fedbrain")  # its code counts, below, not its number
-    files = [Path(__file__)] + [Path(module.__file__) for module in (*COMPUTING_MODULES, extractor)]
-    code = {path.name: code_digest(path.read_text()) for path in files}
-    return {"recipe": recipe, "versions": known, "code": code}
-
-
-def code_digest(text: str) -> str:
-    """A digest of Python code that comments, layout and docstrings do not change."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            and ast.get_docstring(node, clean=False) is not None
-        ):
-            node.body = node.body[1:]
-    return digest(ast.dump(tree))
-
-
-def _kept_record(folder: Path, scan: str, key: str) -> dict | None:
-    """The record of an earlier run, if it was made the same way and its volume and mask are there, whole."""
-    try:
-        with _errors_name_only(folder):
-            record = json.loads(layout.sidecar_path(folder, scan).read_text())
-            sizes = {
-                "volume": layout.volume_path(folder, scan).stat().st_size,
-                "mask": layout.mask_path(folder, scan).stat().st_size,
-            }
-        return record if record["key"] == key and record["bytes"] == sizes else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # a disk's fault goes on: it must not pass for a volume that has to be made anew
-
-
-# Files --------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _errors_name_only(folder: Path):
-    """An OSError in here names the folder in the place of the file, whose name would tell the subject to the log."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or type(error).__name__, str(folder)) from None
-
-
-def _write(folder: Path, scan: str, volume: np.ndarray, mask: np.ndarray, record: dict) -> None:
-    with _errors_name_only(folder):
-        # An old record must not outlive its volume, not even for the moment between two renames.
-        layout.sidecar_path(folder, scan).unlink(missing_ok=True)
-        sizes = {
-            "volume": _write_nifti(volume, layout.volume_path(folder, scan)),
-            "mask": _write_nifti(mask.astype(np.uint8), layout.mask_path(folder, scan)),
-        }
-        text = json.dumps(record | {"bytes": sizes}, indent=1, sort_keys=True) + "\n"
-        write_text(text, layout.sidecar_path(folder, scan))
-
-
-def _write_nifti(values: np.ndarray, path: Path) -> int:
-    """Writes NIfTI whose bytes depend on the values alone (no time or name in its gzip header); returns their count."""
-    image = nibabel.Nifti1Image(values, registration.GRID_AFFINE)
-    image.set_sform(registration.GRID_AFFINE, code="mni")
-    image.set_qform(registration.GRID_AFFINE, code="mni")
-    image.header.set_xyzt_units("mm")
-    stream = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=stream, mtime=0) as zipped:
-        zipped.write(image.to_bytes())
-    with written_atomically(path) as temporary:
-        temporary.write_bytes(stream.getbuffer())
-    return stream.getbuffer().nbytes
-
-
-def _remove(folder: Path, scan: str) -> None:
-    ours = (layout.sidecar_path(folder, scan), layout.volume_path(folder, scan), layout.mask_path(folder, scan))
-    with _errors_name_only(folder):
-        for path in ours:
-            path.unlink(missing_ok=True)
-
-
-def _remove_stale(folder: Path, scans) -> None:
-    """Removes our files of scans that left the shard, and what a killed job left half written; others' files stay."""
-    wanted = {scan + suffix for scan in scans for suffix in layout.SUFFIXES.values()}
-    for path in folder.iterdir():
-        if path.name.endswith(tuple(layout.SUFFIXES.values())) and path.name not in wanted:
-            path.unlink()
-
-
-def _pack(table: pd.DataFrame) -> dict:
-    """A histogram for the record: bins as whole multiples of the width."""
-    width = float(table["width"].iloc[0])
-    bins = np.rint(table["start"].to_numpy(np.float64) / width).astype(int)
-    return {"width": width, "bins": bins.tolist(), "counts": table["count"].tolist()}
-
-
-def _unpack(record: dict) -> pd.DataFrame:
-    return histogram.from_bins(np.array(record["bins"]), np.array(record["counts"]), record["width"])
+    files = [Path(__file__)] + [Path(module.__file__) for module in (*COMPUTING_MODULES, extractor, normalization)]
+    code = {path.name: derivatives.code_digest(path.read_text()) for path in files}
+    deciding = {key: value for key, value in recipe.items() if key != "extractor_weights"}
+    orientations = CARDS[recipe["extractor"]].orientations
+    return {"recipe": deciding, "orientations": orientations, "versions": known, "code": code}

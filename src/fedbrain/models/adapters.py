@@ -1,24 +1,27 @@
 """Low-rank adapters on an encoder's blocks, by peft; on a fused qkv projection also on q, k and v apart."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fedbrain.models.encoder import Encoder
 from fedbrain.models.lora import PARTS, LoRA
 
 
-def inject(encoder: Encoder, options: LoRA, blocks: Sequence[int]) -> None:
+def inject(encoder: Encoder, options: LoRA, blocks: Sequence[int], *, adapter: str = "default") -> None:
     """Adds adapters to the layers that ``options`` names in the given blocks, in place; they alone require gradients.
 
-    A is drawn from torch's global generator, B is zero.
+    A is drawn from torch's global generator, B is zero. With another name of ``adapter`` layers get a further one; all that a
+    layer has add up.
     """
     names = []
     for index in blocks:
         apart = [target for target in options.targets if target in PARTS]
-        if apart:
+        if apart and adapter == "default":
             _split(encoder.blocks[index], encoder.projections["qkv"], apart)
         for target in options.targets:
             path = encoder.projections["qkv" if target in PARTS else target]
@@ -26,7 +29,12 @@ def inject(encoder: Encoder, options: LoRA, blocks: Sequence[int]) -> None:
     config = LoraConfig(
         r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=names, bias="none"
     )
-    inject_adapter_in_model(config, encoder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(config, encoder, adapter_name=adapter)
+    for module in encoder.modules():
+        if isinstance(module, LoraLayer):
+            module.set_adapter(list(module.lora_A))
 
 
 def _split(block: nn.Module, path: str, parts: Sequence[str]) -> None:

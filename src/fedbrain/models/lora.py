@@ -30,6 +30,9 @@ class LoRA(Partial):
     """
 
     TARGETS: ClassVar[tuple[str, ...]] = ("qkv", *PARTS, "proj", "lin1", "lin2")
+    adapters: ClassVar[tuple[str, ...]] = (
+        "default",
+    )  # peft's names of what a layer gets; the config's check reads them
 
     rank: int = 8
     alpha: float = 16
@@ -60,3 +63,36 @@ class LoRA(Partial):
 
         encoder.requires_grad_(False)
         inject(encoder, self, self.indices(encoder.depth))
+
+
+@dataclass(frozen=True)
+class DualLoRA(LoRA):
+    """Two adapters on every layer: "default", and "local", for rules that keep the second with each client (Med-DualLoRA, FedOPAL).
+
+    The first is that of ``lora`` with the same options, down to the numbers that A starts with.
+
+    Args:
+        local_rank, local_alpha: of the second; None takes those of the first.
+    """
+
+    adapters: ClassVar[tuple[str, ...]] = ("default", "local")
+
+    local_rank: int | None = None
+    local_alpha: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.local()  # its options are checked like those of the first
+
+    def local(self) -> LoRA:
+        """The second adapter alone."""
+        rank = self.rank if self.local_rank is None else self.local_rank
+        alpha = self.alpha if self.local_alpha is None else self.local_alpha
+        return LoRA(self.weights, self.blocks, self.cached, rank, alpha, self.dropout, self.targets)
+
+    def apply(self, encoder: "Encoder") -> None:
+        from fedbrain.models.adapters import inject
+
+        encoder.requires_grad_(False)
+        inject(encoder, self, self.indices(encoder.depth))
+        inject(encoder, self.local(), self.indices(encoder.depth), adapter="local")

@@ -7,13 +7,15 @@ is checked with these classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fedbrain.errors import StudyError
+from fedbrain.registry import module_of
 
 if TYPE_CHECKING:
     from fedbrain.models.encoder import Encoder
 
+COVARIATES = ("age", "sex")  # what a harmonization may keep: known of every scan, unlike the diagnosis
 VOLUME, OUTPUT = "volume", "output"  # cuts: nothing is kept but the volume; the whole encoder's output is kept
 
 
@@ -39,6 +41,7 @@ class Tuning:
     """
 
     weights: str = "study"
+    harmonization: ClassVar[str] = "none"
 
     def __post_init__(self):
         if self.weights not in ("study", "random"):
@@ -55,7 +58,28 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Frozen(Tuning):
-    """The encoder as it is; only the head is trained."""
+    """The encoder as it is; only the head is trained.
+
+    Args:
+        harmonization: "none", or what adjusts the embeddings of all clients to each other before the training ("combat").
+        covariates: what of "age" and "sex" the harmonization keeps.
+    """
+
+    harmonization: str = "none"
+    covariates: Sequence[str] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "covariates", tuple(self.covariates))
+        if self.harmonization != "none":
+            module_of("harmonization", self.harmonization)  # known, or an error with the nearest name
+        elif self.covariates:
+            raise StudyError("covariates are those of a harmonization; name one (harmonization: combat)")
+        if len(set(self.covariates)) < len(self.covariates) or not set(self.covariates) <= set(COVARIATES):
+            raise StudyError(
+                f"covariates must be among {', '.join(COVARIATES)}, each once, they are {', '.join(self.covariates)}; "
+                "a diagnosis is no covariate: it would have to be known of a test scan before it is classified"
+            )
 
     def cut(self, depth: int) -> str:
         return OUTPUT

@@ -10,7 +10,9 @@ from html import escape
 
 import pandas as pd
 
+from fedbrain.cohorts.intake import ON_EXCLUDE_LIST
 from fedbrain.evaluation.reported import DELONG, FEW, reported_auc
+from fedbrain.imaging.outliers import METRICS, drop_words
 from fedbrain.models.cards import CARDS, overlap
 from fedbrain.registry import REFERENCES
 
@@ -29,14 +31,20 @@ def study_page(
     datasets: Mapping[str, str],
     scans: Mapping[str, pd.DataFrame],
     excluded: Mapping[str, pd.DataFrame],
+    passed_over: Mapping[str, pd.DataFrame],
     volumes: Mapping[str, pd.DataFrame],
+    quality: Mapping[str, pd.DataFrame],
     splits: pd.DataFrame,
+    duplicates: pd.DataFrame,
     performance: pd.DataFrame,
     efficiency: pd.DataFrame,
     comparisons: pd.DataFrame,
     calibration: pd.DataFrame,
     thresholds: pd.DataFrame,
     subgroups: pd.DataFrame,
+    site_effects: Mapping[str, pd.DataFrame],
+    site_variance: Mapping[str, pd.DataFrame],
+    harmonization: Mapping[str, pd.DataFrame],
     drawn: str,
     cells: Sequence[Sequence],
     summaries: Sequence[Mapping],
@@ -44,28 +52,36 @@ def study_page(
     """The page as text.
 
     Args:
-        study: title, seed, class_names, splits, preprocessing, encoder, evaluation, training and the options of head, tuning
+        study: title, seed, class_names, splits, preprocessing, quality, encoder, evaluation, training and the options of head, tuning
             and aggregation of the config.
         phantoms: the cohorts that are simulated.
         datasets: the public data set that each cohort comes from, as the config says, or the cohort's name.
-        scans, excluded, volumes: per cohort (tables.SCANS, EXCLUDED, VOLUMES), in the order of the config.
+        scans, excluded, passed_over, volumes, quality: per cohort (tables.SCANS, EXCLUDED, PASSED_OVER, VOLUMES, QUALITY), in the
+            order of the config.
         splits: tables.SPLITS.
+        duplicates: tables.DUPLICATES.
         performance: tables.PERFORMANCE.
         efficiency, comparisons, calibration, thresholds, subgroups: tables.EFFICIENCY and so on.
+        site_effects, site_variance: by frozen encoder (tables.SITE_EFFECTS, SITE_VARIANCE).
+        harmonization: by the tuning that asks for it (tables.HARMONIZATION).
         drawn: the aggregation that figures of one aggregation show.
         cells: head, tuning, aggregation and seeds of each cell.
         summaries: what each run wrote about itself, one per cell and seed.
     """
-    warnings = _warnings(study, phantoms, excluded, volumes, performance, summaries)
+    warnings = _warnings(study, phantoms, excluded, volumes, duplicates, performance, summaries)
     level = f"{100 * study['evaluation']['level']:g} %"
     parts = [
         _heading(study["title"], "="),
         _html(_alarms(study, phantoms, datasets, summaries)),
         _introduction(study, scans, cells),
         _heading("Cohorts", "-"),
-        _html(_cohort_table(study, scans, excluded, volumes, splits)),
+        _html(_cohort_table(study, scans, excluded, quality, splits)),
         "Failed: scans that could not be read or did not pass a check; the reason stands under *Warnings* and in the "
-        "table of the shard. Left out: rows of the scan table that the study does not use.",
+        "table of the shard. Left out: rows of the scan table that the study does not use."
+        + _passed_over_words(passed_over),
+        _heading("Quality of the scans", "-"),
+        _quality_words(study),
+        _html(_quality_table(quality, excluded)),
         _heading("Main result", "-"),
         _main_result(study, performance),
         _html(_result_table(performance)),
@@ -92,6 +108,11 @@ def study_page(
         _heading("Subgroups", "-"),
         _subgroup_words(study, subgroups, drawn),
         _html(_subgroup_tables(study, subgroups, drawn)),
+        _heading("Site effects", "-"),
+        _site_words(site_effects, site_variance),
+        _html(_site_tables(site_effects)),
+        _harmonization_words(harmonization),
+        _html(_harmonization_table(study, harmonization)),
         _heading("Cost", "-"),
         _html(_cost_table(efficiency, summaries)),
         _cost_words(efficiency),
@@ -100,8 +121,9 @@ def study_page(
         _heading("How it was made", "-"),
         _html(_method_table(study, summaries)),
     ]
-    # The report renders this page as a Jinja template; nothing in it is meant as one.
-    return "{% raw %}\n" + "\n\n".join(parts) + "\n{% endraw %}\n"
+    # The report renders this page as a Jinja template, and nothing in it is meant as one: not what a scan's header says,
+    # either. A raw block could be closed by it; without a brace that is no expression's nothing can begin.
+    return "\n\n".join(parts).replace("{", "{{ '{' }}") + "\n"
 
 
 def _heading(text: str, underline: str) -> str:
@@ -116,6 +138,10 @@ def _list(items: Sequence[str]) -> str:
     return "<ul>\n" + "\n".join(f"<li>{escape(item)}</li>" for item in items) + "\n</ul>"
 
 
+class _Html(str):
+    """A cell of a table that is HTML already."""
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence], *, left: int = 1, wrap: bool = False) -> str:
     """An HTML table; the first ``left`` columns are text, the others numbers. A cell that is a tuple is bold.
 
@@ -126,7 +152,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence], *, left: int = 1, wr
     style += "text-align:" if wrap else "white-space:nowrap;text-align:"
 
     def cell(tag: str, value, column: int) -> str:
-        text = escape(str(value[0] if isinstance(value, tuple) else value))
+        text = value if isinstance(value, _Html) else escape(str(value[0] if isinstance(value, tuple) else value))
         weight = ";font-weight:bold" if isinstance(value, tuple) or tag == "th" else ""
         return f'<{tag} style="{style}{side[column]}{weight}">{text}</{tag}>'
 
@@ -188,14 +214,16 @@ def _introduction(study: Mapping, scans: Mapping, cells: Sequence) -> str:
     )
 
 
-def _cohort_table(study, scans, excluded, volumes, splits) -> str:
+def _cohort_table(study, scans, excluded, quality, splits) -> str:
     negative, positive = study["class_names"]
-    header = ["cohort", "scans", "left out", "failed", "used", "subjects", negative, positive]
+    header = ["cohort", "scans", "left out", "failed", "dropped", "used", "subjects", negative, positive]
     header += ["age, mean (SD)", "female", "train / val. / test", f"{positive} in test"]
     rows = []
     for cohort, table in scans.items():
         mine = splits[splits["cohort"] == cohort]
-        used = volumes[cohort][volumes[cohort]["status"] == "ok"]
+        sound, used = (
+            quality[cohort][mask] for mask in (quality[cohort]["status"] == "ok", quality[cohort]["kept"] == 1)
+        )
         people = table[table["scan"].isin(used["scan"])].drop_duplicates("subject")
         sides = [int((mine["split"] == side).sum()) for side in ("train", "validation", "test")]
         ages, sexes = people["age"].dropna(), people["sex"].dropna()
@@ -204,7 +232,8 @@ def _cohort_table(study, scans, excluded, volumes, splits) -> str:
                 cohort,
                 len(table) + len(excluded[cohort]),
                 len(excluded[cohort]),
-                len(table) - len(used),
+                len(table) - len(sound),
+                len(sound) - len(used),
                 len(used),
                 len(mine),
                 int((mine["label"] == 0).sum()),
@@ -216,11 +245,60 @@ def _cohort_table(study, scans, excluded, volumes, splits) -> str:
             ]
         )
     if len(rows) > 1:
-        total = ["all", *(sum(row[i] for row in rows) for i in range(1, 8)), NONE, NONE]
+        total = ["all", *(sum(row[i] for row in rows) for i in range(1, 9)), NONE, NONE]
         total.append(" / ".join(str(int((splits["split"] == side).sum())) for side in ("train", "validation", "test")))
         total.append(sum(row[-1] for row in rows))
         rows.append([(value,) for value in total])
     return _table(header, rows)
+
+
+def _quality_words(study: Mapping) -> str:
+    settings = study["quality"]
+    limits = [
+        " and ".join(f"{'at least' if side == 'min' else 'at most'} {value:g}" for side, value in limit.items())
+        + f" for {METRICS[name].title}"
+        for name, limit in settings["limits"].items()
+    ]
+    return (
+        f"A scan is flagged where it stands out from its own cohort in a metric's bad direction (robust z over "
+        f"{settings['outlier_z']:g})"
+        + (f", does not keep a limit ({'; '.join(limits)})," if limits else "")
+        + " or has no value of a metric that most scans have"
+        + f". {drop_words(settings['drop'])} The pages show every scan with its picture and "
+        "all metrics. They hold subject ids, so "
+        + (
+            "this report, which contains them, must stay with the data."
+            if settings["in_report"]
+            else "they are no part of this report, but files beside it (results/quality): the links work where the results lie."
+        )
+    )
+
+
+def _quality_table(quality: Mapping[str, pd.DataFrame], excluded: Mapping[str, pd.DataFrame]) -> str:
+    header = ["cohort", "page", "flagged for", "scans", "failed", "flagged", "dropped by threshold", "excluded by list"]
+    rows = []
+    for cohort, table in quality.items():
+        failed = table["status"] != "ok"
+        told = table.loc[table["flagged"] == 1, "reason"].str.split("; ").explode().str.split(" ").str[0].value_counts()
+        metrics = "; ".join(f"{METRICS[name].title} ({count})" for name, count in told.items()) or NONE
+        page = _Html(f'<a href="quality/{escape(cohort)}.html" target="_blank">look</a>')
+        dropped = int((~failed & (table["kept"] == 0)).sum())
+        listed = int((excluded[cohort]["reason"] == ON_EXCLUDE_LIST).sum())
+        counts = [len(table), int(failed.sum()), int(table["flagged"].sum()), dropped, listed]
+        rows.append([cohort, page, metrics, *counts])
+    return _table(header, rows, left=3, wrap=True)
+
+
+def _passed_over_words(passed_over: Mapping[str, pd.DataFrame]) -> str:
+    """How many T1w images were not taken though their session has one, or has none that can be; empty without any."""
+    counted = []
+    for cohort, table in passed_over.items():
+        reasons = [f"{reason}: {count}" for reason, count in table["reason"].value_counts().items()]
+        if reasons:
+            counted.append(f"{cohort} {len(table)} ({'; '.join(reasons)})")
+    if not counted:
+        return ""
+    return f" Not counted as scans are T1w images that do not stand for their session: {', '.join(counted)}."
 
 
 def _interval(row: Mapping | None) -> str:
@@ -522,6 +600,113 @@ def _subgroup_tables(study: Mapping, subgroups: pd.DataFrame, drawn: str) -> str
     return "\n".join(parts) or "<p>None.</p>"
 
 
+SITE_FEATURES = {
+    "mean": "channel means",
+    "spread": "channel spreads",
+    "quality": "scan quality",
+    "age and sex": "age and sex alone",
+}
+
+
+def _site_words(site_effects: Mapping[str, pd.DataFrame], site_variance: Mapping[str, pd.DataFrame]) -> str:
+    if not site_effects:
+        return "No cell trains on the embeddings of a frozen encoder, so what these say about their cohort was not measured."
+    sentences = []
+    for encoder, told in site_effects.items():
+        found = _told(told)
+        every, controls, people = (
+            found.get((features, "none", "all", label))
+            for features, label in (("mean", "all"), ("mean", "controls"), ("age and sex", "all"))
+        )
+        if every is None:
+            sentences.append(
+                f"Of {encoder}: fewer than two cohorts have two persons each, so there is nothing to tell apart."
+            )
+            continue
+        sentences.append(
+            f"From the channel means of an embedding ({encoder}) a logistic regression tells the cohort with a balanced accuracy of "
+            f"**{_interval(every)}**, where {every['chance']:.2f} is chance; among controls alone with {_interval(controls)}"
+            + (f", from age and sex alone with {_interval(people)}. " if people is not None else ". ")
+            + _variance_words(site_variance[encoder])
+        )
+    return (
+        " ".join(sentences)
+        + " A head can use whatever tells cohorts apart wherever they differ in their share of cases. Not all "
+        "of it is the scanner: age, sex, recruitment and, among all scans, the disease tell cohorts apart, too. For this "
+        "table all embeddings were seen in one place; hospitals that share no embedding cannot compute it."
+    )
+
+
+def _variance_words(variance: pd.DataFrame) -> str:
+    mine = variance[
+        (variance[["features", "harmonization", "side", "label"]] == ["mean", "none", "all", "all"]).all(axis=1)
+    ]
+    shares = mine["omega_squared"].dropna()
+    if shares.empty:
+        return ""
+    return (
+        f"In half of the channels {max(0.0, shares.median()):.0%} or more of the variance of the means lies between cohorts "
+        "(omega squared, 0 by chance)."
+    )
+
+
+def _told(told: pd.DataFrame) -> dict:
+    rows = told[(told["metric"] == "balanced_accuracy") & told["value"].notna()]
+    return {(r["features"], r["harmonization"], r["side"], r["label"]): r for r in rows.to_dict("records")}
+
+
+def _site_tables(site_effects: Mapping[str, pd.DataFrame]) -> str:
+    parts = []
+    for encoder, told in site_effects.items():
+        cohorts = list(told.loc[told["metric"] == "auc", "cohort"].drop_duplicates())
+        aucs = told[told["metric"] == "auc"].to_dict("records")
+        aucs = {(r["features"], r["harmonization"], r["side"], r["label"], r["cohort"]): r for r in aucs}
+        header = ["told from", "harmonization", "scans", "of", "persons", "balanced accuracy", "chance"]
+        header += [f"AUC of {cohort}" for cohort in cohorts]
+        rows = []
+        for key, row in _told(told).items():
+            features, harmonization, side, label = key
+            shown = [SITE_FEATURES.get(features, features), harmonization]
+            shown += [{"held out": "validation and test"}.get(side, side), {"all": "everybody"}.get(label, label)]
+            shown += [row["subjects"], (_interval(row),), f"{row['chance']:.2f}"]
+            rows.append(shown + [_interval(aucs.get((*key, cohort))) for cohort in cohorts])
+        remarks = told.dropna(subset=["note"]).drop_duplicates(["features", "side", "label", "note"])
+        notes = [
+            f"{SITE_FEATURES.get(row.features, row.features)} ({row.side}, {row.label}): {row.note}".replace(
+                ", all)", ")"
+            )
+            for row in remarks.itertuples()
+        ]
+        title = f"<p>{escape(encoder)}:</p>\n" if len(site_effects) > 1 else ""
+        parts.append(title + _table(header, rows, left=4) + ("\n" + _list(notes) if notes else ""))
+    return "\n".join(parts) or "<span></span>"
+
+
+def _harmonization_words(harmonization: Mapping[str, pd.DataFrame]) -> str:
+    if not harmonization:
+        return "No tuning of this study harmonizes the embeddings."
+    return (
+        "Before the training each client's channel means were brought to those of all clients by ComBat, fitted on the first scan of each "
+        "training subject, without labels. Location: median over channels of the client's distance, in pooled standard deviations; "
+        "scale: median over channels of its standard deviation. Bytes are sent once per study, on top of those under *Cost*: sums "
+        "over the client's subjects up, pooled estimates down. Where cohorts differ in their share of cases, "
+        "part of that difference is taken out with the site, too."
+    )
+
+
+def _harmonization_table(study: Mapping, harmonization: Mapping[str, pd.DataFrame]) -> str:
+    header = ["tuning", "covariates kept", "client", "training subjects", "location", "scale", "bytes up", "bytes down"]
+    rows = []
+    for tuning, table in harmonization.items():
+        covariates = ", ".join(study["tuning"][tuning].get("covariates", ())) or "none"
+        for row in table.to_dict("records"):
+            numbers = [row["subjects"], f"{row['location']:.2f}", f"{row['scale']:.2f}"]
+            rows.append(
+                [tuning, covariates, row["client"], *numbers, _bytes(row["bytes_up"]), _bytes(row["bytes_down"])]
+            )
+    return _table(header, rows, left=3) if rows else "<span></span>"
+
+
 def _signed(row: Mapping) -> str:
     return _difference(row | {"difference": row["value"]})
 
@@ -597,7 +782,7 @@ def _cost_words(efficiency: pd.DataFrame) -> str:
     )
 
 
-def _warnings(study, phantoms, excluded, volumes, performance, summaries) -> list[str]:
+def _warnings(study, phantoms, excluded, volumes, duplicates, performance, summaries) -> list[str]:
     warnings = []
     for cohort, table in volumes.items():
         failed = table[table["status"] != "ok"]
@@ -608,6 +793,7 @@ def _warnings(study, phantoms, excluded, volumes, performance, summaries) -> lis
     for cohort, table in excluded.items():
         for reason, count in table["reason"].value_counts().items():
             warnings.append(f"{cohort}: {count} left out: {reason}")
+    warnings += _duplicate_warnings(duplicates)
     notes = reported_auc(performance).dropna(subset=["note"])
     notes = notes[notes["head"] != SITE_ONLY[0]].drop_duplicates(["client", "note"])
     warnings += [f"AUC of {row.client}: {row.note}" for row in notes.itertuples()]
@@ -619,11 +805,30 @@ def _warnings(study, phantoms, excluded, volumes, performance, summaries) -> lis
     return warnings
 
 
+def _duplicate_warnings(duplicates: pd.DataFrame) -> list[str]:
+    """By the cohorts that share images: whose they are, and where diagnoses contradict each other."""
+    warnings = []
+    images = duplicates.groupby("image")
+    shared = images["cohort"].agg(lambda cohorts: " and ".join(sorted(set(cohorts))))
+    subjects = (duplicates["cohort"] + "/" + duplicates["subject"]).groupby(duplicates["image"]).nunique()
+    for cohorts, numbers in shared.groupby(shared).groups.items():
+        count, several = len(numbers), int((subjects[numbers] > 1).sum())
+        torn = int((images["label"].nunique()[numbers] > 1).sum())
+        warnings.append(
+            f"{cohorts}: {count} {'image occurs' if count == 1 else 'images occur'} more than once, {several} of them under "
+            "several subject ids, which count as one person and stand on one side of the split; see "
+            "results/cohorts/duplicates.tsv"
+            + (f". The diagnoses of {torn} contradict each other: one of them is wrong" if torn else "")
+        )
+    return warnings
+
+
 def _method_table(study: Mapping, summaries: Sequence[Mapping]) -> str:
     facts = {
         "encoder": f"{study['encoder']['name']}, weights: "
         + ", ".join(sorted({str(summary["weights"]) for summary in summaries})),
-        "preprocessing": _listed(study["preprocessing"]),
+        "preprocessing": _listed(_preprocessing(study["preprocessing"])),
+        "quality": _listed(study["quality"]),
         "splits": _listed(study["splits"]),
         "seed of the study": study["seed"],
         "interval": f"{study['evaluation']['method']}, {study['evaluation']['resamples']:,} resamples of subjects",
@@ -639,6 +844,19 @@ def _method_table(study: Mapping, summaries: Sequence[Mapping]) -> str:
     if summaries:
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in summaries[0]["versions"].items())
     return _table(["", ""], list(facts.items()), left=2, wrap=True)
+
+
+STANDARD_SCALES = {
+    "client": "each cohort's own standard scale from its own training scans; nothing of it left the cohort",
+    "shared": "one standard scale, the mean of the cohorts' by training scans; of each cohort eleven numbers and two counts travelled, once",
+}
+
+
+def _preprocessing(options: Mapping) -> dict:
+    told = {key: value for key, value in options.items() if key != "nyul"}
+    if told.get("intensity") == "nyul":
+        told["intensity"] = f"nyul ({STANDARD_SCALES[options['nyul']['scale']]})"
+    return told
 
 
 def _listed(options: Mapping) -> str:

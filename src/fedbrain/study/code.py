@@ -3,7 +3,9 @@
 A rule has a digest of these files among its parameters, so that an edit runs exactly the rules again whose
 code it touches, and a fresh clone with other time stamps runs none. The registry is left out on purpose: a new line in it
 changes no existing result, and the module behind a name that a job really uses is declared by that job. So are the encoders'
-cards: their words are for readers, their numbers are held equal to the networks by tests.
+cards: their words are for readers, their numbers are held equal to the networks by tests. So are the extractors': what in
+them decides about a volume, a checksum and packages' versions, is in each volume's key. And what flags scans: which of them
+are dropped for it is found at each start, and is itself a parameter of the split (``cohorts.index.dropping``).
 """
 
 import ast
@@ -13,7 +15,14 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
-LEFT_OUT = {"fedbrain.registry", "fedbrain.errors", "fedbrain.logs", "fedbrain.models.cards"}
+LEFT_OUT = {
+    "fedbrain.registry",
+    "fedbrain.errors",
+    "fedbrain.logs",
+    "fedbrain.models.cards",
+    "fedbrain.imaging.extractor_cards",
+    "fedbrain.imaging.outliers",
+}
 
 
 def closure(start: Iterable[str | Path]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +15,9 @@ from jsonschema.validators import extend
 
 from fedbrain import registry
 from fedbrain.errors import StudyError
+from fedbrain.federated.kinds import ADAPTERS, KINDS, absent, named
+from fedbrain.imaging import outliers
+from fedbrain.imaging.extractor_cards import CARDS as EXTRACTORS
 from fedbrain.models.cards import CARDS
 from fedbrain.models.tuning import OUTPUT, VOLUME
 
@@ -95,7 +98,7 @@ def training_options(config: Mapping, head: str, tuning: str) -> dict:
         for key in dict.fromkeys((kind_of(config, axis, name), name)):
             options |= config["training"][AXES[axis]].get(key, {})
     if kind_of(config, "head", head) == "ncc":
-        options |= {"rounds": 1, "local_epochs": 1}
+        options |= {"rounds": 1, "local_epochs": 1, "sample": None}  # centres are of all clients' scans
     return options
 
 
@@ -105,6 +108,14 @@ def weights_to_train(config: Mapping, head: str, tuning: str) -> str | None:
     if kind_of(config, "head", head) in registry.TUNING_OF_REFERENCE or tuned.cut(_depth(config)) == OUTPUT:
         return None
     return "random" if tuned.weights == "random" else config["encoder"]["weights"]
+
+
+def harmonization(config: Mapping, tuning: str) -> dict | None:
+    """Name and covariates of the harmonization that a tuning asks for, or None."""
+    tuned = registry.build("tuning", tuning, options_of(config, "tuning", tuning))
+    if tuned.harmonization == "none":
+        return None
+    return {"name": tuned.harmonization, "covariates": list(tuned.covariates)}
 
 
 def _depth(config: Mapping) -> int:
@@ -148,6 +159,17 @@ def drawn_aggregation(config: Mapping) -> str:
 def cohort_labels(config: Mapping, cohort: str) -> dict[str, int]:
     """The label map of a cohort: its own, or the study's."""
     return dict(config["cohorts"][cohort].get("labels", config["labels"]))
+
+
+def settle_extractor(config: dict, sha256: str) -> None:
+    """Puts the checksum of the extractor's weights into the recipe, where it decides what runs again.
+
+    Raises StudyError where ``sha256``, the file's own, is not the one that the config names or that is published.
+    """
+    recipe = config["preprocessing"]
+    card, weights = EXTRACTORS[recipe["extractor"]], recipe["extractor_weights"]
+    recipe["extractor_sha256"] = card.expected_sha256(weights, recipe["extractor_sha256"])
+    card.check(weights, sha256, recipe["extractor_sha256"])
 
 
 def _fill_defaults(validator, properties, instance, schema) -> Iterator[ValidationError]:
@@ -205,6 +227,15 @@ def _problems(config: Mapping) -> Iterator[str]:
             yield f"cohorts.{name}: needs exactly one of {', '.join(SOURCES)}, and has {what}"
         if not {0, 1} <= set(cohort_labels(config, name).values()):
             yield f"cohorts.{name}: its labels must name at least one diagnosis for 0 and one for 1"
+        for key in cohort["t1w"]:
+            source = "table" if key == "series" else "bids"
+            if key != "choose" and source not in cohort:
+                what = (
+                    "series are chosen in DICOM folders of a scan table"
+                    if source == "table"
+                    else "names are those of BIDS"
+                )
+                yield f"cohorts.{name}.t1w.{key}: {what}; this cohort has no {source}"
         if "phantom" in cohort:
             from fedbrain.cohorts.phantom import check_options
 
@@ -216,8 +247,12 @@ def _problems(config: Mapping) -> Iterator[str]:
         yield "cohorts.pooled: this name is taken (all clients together); choose another"
     if config["splits"]["validation"] + config["splits"]["test"] >= 1:
         yield "splits: validation and test together leave nothing to train on; their sum must stay under 1"
+    yield from outliers.problems(config["quality"])
     for kind, key in (("brain_extractor", "extractor"), ("intensity", "intensity")):
         yield from _unknown_name(f"preprocessing.{key}", kind, config["preprocessing"][key])
+    recipe = config["preprocessing"]
+    if recipe["extractor"] in EXTRACTORS:
+        yield from EXTRACTORS[recipe["extractor"]].problems(recipe["extractor_weights"], recipe["extractor_sha256"])
     yield from _unknown_name("encoder.name", "encoder", config["encoder"]["name"])
     for index, block in enumerate(config["grid"]):
         for axis, key in AXES.items():
@@ -226,6 +261,7 @@ def _problems(config: Mapping) -> Iterator[str]:
                     yield from _unknown_name(f"grid.{index}.{key}", axis, kind_of(config, axis, name))
         yield from _wrong_tunings(config, index, block)
         yield from _unfit_rules(config, index, block)
+        yield from _wrong_numbers(config, index, block)
         yield from _wrong_centres(config, index, block)
     for axis in ("head", "tuning"):
         for name in config["training"][AXES[axis]]:
@@ -253,6 +289,11 @@ def _wrong_options(config: Mapping, axis: str, name: str) -> Iterator[str]:
     kind = kind_of(config, axis, name)
     if unknown := list(_unknown_name(place, axis, kind)):
         yield from unknown
+    elif axis == "tuning" and kind != "frozen" and {"harmonization", "covariates"} & set(options):
+        yield (
+            f"{place}: harmonization goes with frozen only: it adjusts the encoder's output, which {kind} computes anew in "
+            "every step"
+        )
     elif axis != "head":
         try:
             built = registry.build(axis, name, options)
@@ -292,24 +333,92 @@ def _wrong_centres(config: Mapping, index: int, block: Mapping) -> Iterator[str]
 
 def _unfit_rules(config: Mapping, index: int, block: Mapping) -> Iterator[str]:
     """Rules that ask for more clients than there are cohorts, or for adapters that a tuning does not have."""
-    adapters = {f"layer.lora_{factor}.default.weight": np.zeros((1, 1)) for factor in "AB"}
-    kinds = {kind_of(config, "tuning", name) for name in block["tunings"]}
     for name in block["aggregations"]:
-        kind = kind_of(config, "aggregation", name)
-        if kind not in registry.names("aggregation"):
+        if kind_of(config, "aggregation", name) not in registry.names("aggregation"):
             continue
         try:
             rule = registry.build("aggregation", name, options_of(config, "aggregation", name))
         except (StudyError, TypeError):
             continue  # told with the options
-        problems = set()
-        for tuning in kinds:
-            tensors = {"head": np.zeros(1)} | (adapters if tuning == "lora" else {})
+        if isinstance(rule.private, str) or not isinstance(rule.private, Sequence):
+            yield f"grid.{index}: aggregation {name}: private must be a list, it is {rule.private!r}"
+            continue
+        if wrong := [entry for entry in rule.private if not _is_kind_or_pattern(entry)]:
+            yield f"grid.{index}: aggregation {name}: {absent(wrong[0])}"
+            continue
+        problems = set(_nothing_left(config, index, block, rule))
+        for tuning in block["tunings"]:
+            tensors = {"head.weight": np.zeros(1)} | _adapters(config, tuning)
             try:
-                rule.init(tensors, list(config["cohorts"]))
+                wanted = (*rule.requires, *(entry for entry in rule.private if entry in ADAPTERS))
+                missing = [absent(entry) for entry in wanted if not named([entry], tensors)]
+                if missing:
+                    raise StudyError(f"aggregation {name}, tuning {tuning}: {missing[0]}")
+                stay = named(rule.private, tensors)
+                rule.init({n: tensor for n, tensor in tensors.items() if n not in stay}, list(config["cohorts"]))
+                for head in block["heads"]:
+                    rule.check_round(_clients_of_a_round(config, head, tuning))
             except StudyError as error:
                 problems.add(f"grid.{index}: {error}")
         yield from sorted(problems)
+
+
+def _nothing_left(config: Mapping, index: int, block: Mapping, rule) -> Iterator[str]:
+    """Cells of which all would stay with the clients, or nothing of what should."""
+    for head in block["heads"]:
+        for tuning in block["tunings"]:
+            kinds = kind_of(config, "head", head), kind_of(config, "tuning", tuning)
+            alone = kinds[0] in registry.TUNING_OF_REFERENCE or kinds[1] == "frozen"  # trained is the head alone
+            linear = kinds[0] == "linear"
+            # Names of other heads are not known without torch; who names all that begins with head means all of them.
+            tensors = ["head.classify.weight", "head.classify.bias"] if linear else ["head."]
+            if alone and named(rule.private, tensors) == tensors:
+                mend = "" if linear else ", or keep a part of the head only (kind: fedavg, private: [head.classify.*])"
+                yield (
+                    f"grid.{index}: aggregation {type(rule).__name__} keeps the head with the client, and {head}/{tuning} trains "
+                    f"nothing else; use it with another tuning{' or head' if linear else ''}{mend}"
+                )
+            if "norm" in rule.private and linear and (kinds[1] == "frozen" or _adapters(config, tuning)):
+                yield f"grid.{index}: aggregation {type(rule).__name__}, {head}/{tuning}: {absent('norm')}"
+
+
+def _is_kind_or_pattern(entry: object) -> bool:
+    """A word alone is the name of a kind; names of tensors have dots, patterns what stands for more."""
+    return isinstance(entry, str) and (entry in KINDS or bool(set(entry) & set(".*?[")))
+
+
+def _clients_of_a_round(config: Mapping, head: str, tuning: str) -> int:
+    """How many clients a round has, if every cohort trains."""
+    sample = training_options(config, head, tuning).get("sample")
+    return min(sample or len(config["cohorts"]), len(config["cohorts"]))
+
+
+def _wrong_numbers(config: Mapping, index: int, block: Mapping) -> Iterator[str]:
+    """Cells that draw, or need, more clients than there are."""
+    if set(block["aggregations"]) <= set(registry.REFERENCES):
+        return
+    cohorts = len(config["cohorts"])
+    for head in block["heads"]:
+        for tuning in block["tunings"]:
+            options = training_options(config, head, tuning)
+            sample, quorum = options.get("sample"), options.get("quorum")
+            place = f"grid.{index}: {head}/{tuning}: training"
+            if sample and sample > cohorts:
+                yield f"{place}: sample is {sample}, and there are {cohorts} cohorts; lower it, or leave it out"
+            elif quorum and quorum > (clients := sample or cohorts):
+                what = "clients of a round (sample)" if sample else "cohorts"
+                yield f"{place}: quorum is {quorum}, and there are {clients} {what}; lower it, or leave it out"
+
+
+def _adapters(config: Mapping, tuning: str) -> dict[str, np.ndarray]:
+    """The factors that a tuning trains, one layer of them: their names as peft's, with their rank."""
+    try:
+        tuned = registry.build("tuning", tuning, options_of(config, "tuning", tuning))
+    except (StudyError, TypeError):
+        tuned = None  # told with the options
+    adapters, rank = getattr(tuned, "adapters", ()), getattr(tuned, "rank", 1)
+    shapes = {"A": (rank, 1), "B": (1, rank)}
+    return {f"layer.lora_{f}.{adapter}.weight": np.zeros(shapes[f]) for adapter in adapters for f in shapes}
 
 
 def _unknown_name(place: str, kind: str, name: str) -> Iterator[str]:

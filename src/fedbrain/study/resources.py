@@ -6,8 +6,11 @@ that was killed for memory or time is tried again with twice as much.
 
 from dataclasses import dataclass
 
+from fedbrain.imaging.extractor_cards import CARDS as EXTRACTORS
+
 HEAD_MEGABYTES = {"linear": 1500, "ncc": 1500, "conv_s": 2000, "conv_l": 3000}
 HEAD_SECONDS = {"linear": 0.02, "ncc": 0.02, "conv_s": 0.2, "conv_l": 0.8}  # a scan forward and backward on one core
+HOPELESS = 20  # one scan in so many may be no head, and is given time for all tries (ours)
 KEPT_MEGABYTES = {"output": 0.4, "volume": 8.4}  # a scan; tokens take 1.6
 BLOCKS = 12  # of either encoder
 BLOCK_SECONDS, BLOCK_MEGABYTES = 0.6, 100  # a scan forward and backward through one block on one core
@@ -48,14 +51,20 @@ def doubling(base: float, attempt: int) -> int:
     return int(-(-base * 2 ** (attempt - 1) // 1))
 
 
-def preprocess_memory(attempt: int) -> int:
-    """MB: networks of the brain extractor, the head and its copies; a head of 0.7 mm has three times the voxels."""
-    return doubling(3500, attempt)
+def preprocess_memory(extractor: str, attempt: int) -> int:
+    """MB: the brain extractor, the head and its copies; a head of 0.7 mm has three times the voxels."""
+    return doubling(EXTRACTORS[extractor].memory_mb, attempt)
 
 
-def preprocess_minutes(scans: int, attempt: int) -> int:
-    """Minutes: up to a minute a scan on one core of a slow machine, and the start."""
-    return doubling(5 + scans, attempt)
+def preprocess_minutes(extractor: str, scans: int, attempt: int) -> int:
+    """Minutes: up to a minute a scan on one core of a slow machine with most extractors, the start, and hopeless scans.
+
+    A scan that is no head is tried in many orientations: with the quick extractors in all, each for a quarter of that minute
+    at most, with the slow ones, whose minutes are nearly all the extraction's, in a few.
+    """
+    card = EXTRACTORS[extractor]
+    hopeless = card.minutes * (0.25 if card.orientations == 24 else 1) * card.orientations
+    return doubling(5 + card.minutes * scans + hopeless * -(-scans // HOPELESS), attempt)
 
 
 def embed_memory(cut: str, batch_size: int, attempt: int) -> int:

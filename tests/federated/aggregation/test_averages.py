@@ -11,7 +11,7 @@ from fedbrain.federated.aggregation import build_rule
 from fedbrain.federated.aggregation.lora import FedIT, FlexLoRA
 from fedbrain.federated.aggregation.optimizers import FedAdam, FedAvgM, FedYogi
 from fedbrain.federated.aggregation.robust import Krum, Median, MultiKrum, TrimmedMean
-from fedbrain.federated.aggregation.rule import Difference, Update
+from fedbrain.federated.aggregation.rule import AdaptedLayer, Difference, Update
 from fedbrain.registry import names
 
 
@@ -48,10 +48,15 @@ def test_the_order_of_updates_does_not_change_a_bit(rule):
     scalars = {"minus_score": 0.7, "local_score": 0.6}
     shapes = {"w": 1000, "b": (3, 4), "layer.lora_A.default.weight": (2, 30), "layer.lora_B.default.weight": (20, 2)}
     updates = [
-        Update(client, {name: generator.normal(size=shape) for name, shape in shapes.items()}, scans, scalars)
+        Update(
+            client, deltas := {n: generator.normal(size=shape) for n, shape in shapes.items()}, scans, scalars, deltas
+        )
         for client, scans in zip("abcde", (3, 50, 7, 11, 2))
     ]
     start = {name: np.ones(shape) for name, shape in shapes.items()}  # float64 hides no bit of the sums
+    factors = [name for name in shapes if "lora" in name]
+    rule = rule.fitted({factors[0]: AdaptedLayer(factors[1], "layer.base_layer.weight", (0, 20), 2.0)})
+    start |= {name: np.ones((20, 30)) for name in rule.merged}
     results = []
     for order in (updates, updates[::-1], [updates[i] for i in (2, 0, 4, 1, 3)]):
         state = rule.init(start, "abcde")

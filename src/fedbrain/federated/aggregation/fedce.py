@@ -11,14 +11,14 @@ from typing import ClassVar
 import numpy as np
 
 from fedbrain.errors import StudyError
-from fedbrain.federated.aggregation.rule import State, Tensors, Update, add_weighted, in_order, shares
+from fedbrain.federated.aggregation.rule import Rule, State, Tensors, Update, add_weighted, in_order, shares
 
 VERSIONS = ("2.9", "2.3")
 COMBINATIONS = ("plus", "times")
 
 
 @dataclass(frozen=True)
-class FedCE:
+class FedCE(Rule):
     """FedCE with the normalization of version "2.9" or "2.3" (the latter up to 2.8).
 
     Client k reports ``minus_score`` m_k(t), its score of the model without its own part (fedbrain.federated.task); m_k(0) = 0.

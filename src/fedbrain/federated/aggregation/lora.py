@@ -9,23 +9,32 @@ s B A x to the layer's output with s = alpha / r. Ways to average them over clie
     residual   apart, and what is missing is added to the frozen weight (FedEx-LoRA: Singhal et al., ACL 2025).
     stack      the product itself, as a pair of factors of rank sum r_k (FLoRA: Wang et al., NeurIPS 2024).
 
-The last two are functions and not rules: what they give must reach the frozen weight of every client, which does not travel.
+The rules of the last two are in fedbrain.federated.aggregation.merging, those that train one factor only in lora_parts.
 
-Where the scale is: in one federation all clients have the same alpha and r, so s is on both sides and cancels. For clients of
-different ranks the functions take p_k s_k as weights, and ``truncate`` divides by the s of the client that is served.
+Where the scale is: in one federation all clients have the same scale s (an adapter of lower rank is one of full rank whose
+other rows are 0), so s is on both sides and cancels. Else the functions take p_k s_k as weights, and ``truncate`` divides by the s
+of the client that is served.
 
 Nothing here ever makes the dense out x in matrix.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fedbrain.errors import StudyError
 from fedbrain.federated.aggregation.averages import FedAvg
-from fedbrain.federated.aggregation.rule import State, Tensors, Update, add_weighted, by_scans, in_order
+from fedbrain.federated.aggregation.rule import (
+    Rule,
+    State,
+    Tensors,
+    Update,
+    add_weighted,
+    by_scans,
+    filled_up,
+    in_order,
+)
 
 SPLITS = ("b", "sqrt")
 NEGLIGIBLE = 1e-12  # of the largest singular value: beyond is rounding, whose directions mean nothing
@@ -41,12 +50,12 @@ class FedIT(FedAvg):
     """
 
     def init(self, tensors: Tensors, clients: Sequence[str]) -> State:
-        _required_pairs("fedit", tensors)
+        required_pairs("fedit", tensors)
         return super().init(tensors, clients)
 
 
 @dataclass(frozen=True)
-class FlexLoRA:
+class FlexLoRA(Rule):
     """The products B_k A_k are averaged by scans and cut to the rank of the adapters by an SVD; all else as by FedAvg.
 
     Of all adapters of rank r, B A is then the nearest to sum_k p_k B_k A_k (Eckart and Young). A client's weight is
@@ -57,23 +66,46 @@ class FlexLoRA:
     Args:
         split: where the singular values go (ours): "b", all into B, so that A has rows of length 1 and B carries the size, as
             LoRA starts; "sqrt", by their roots into both.
+        ranks: by client, for those that have an adapter of lower rank than the tuning's. Such a client is served the first
+            components, of all adapters of its rank the nearest to the mean, and sends as many back.
 
-    Raises StudyError where the model has no adapters.
+    Raises StudyError where the model has no adapters, and for ranks of unknown clients or above the tuning's.
     """
 
     split: str = "b"
-    needs: ClassVar[frozenset[str]] = frozenset()
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.split not in SPLITS:
             raise StudyError(f"aggregation flexlora: split {self.split!r} is unknown; known: {', '.join(SPLITS)}")
+        ranks = self.ranks.values() if isinstance(self.ranks, Mapping) else [None]
+        if not all(type(rank) is int and rank > 0 for rank in ranks):
+            raise StudyError(
+                f"aggregation flexlora: ranks must be whole numbers from 1 by client, it is {self.ranks!r}"
+            )
 
     def init(self, tensors: Tensors, clients: Sequence[str]) -> State:
-        _required_pairs("flexlora", tensors)
+        required_pairs("flexlora", tensors)
+        most = min(tensors[a].shape[0] for a in factor_pairs(tensors))
+        for client, rank in self.ranks.items():
+            if client not in clients:
+                raise StudyError(f"aggregation flexlora: ranks: {client} is no client; there are {', '.join(clients)}")
+            if rank > most:
+                raise StudyError(
+                    f"aggregation flexlora: ranks: {client} has {rank}, more than the {most} of the tuning; raise the tuning's"
+                )
         return State(0, tensors)
+
+    def down(self, state: State, client: str) -> Tensors:
+        if client not in self.ranks:
+            return state.tensors
+        rank, pairs = self.ranks[client], factor_pairs(state.tensors)
+        less = {a: state.tensors[a][:rank] for a in pairs} | {b: state.tensors[b][:, :rank] for b in pairs.values()}
+        return dict(state.tensors) | less
 
     def apply(self, state: State, updates: Sequence[Update]) -> tuple[State, Tensors, dict[str, float]]:
         updates, weights = in_order(updates), by_scans(updates)
+        served = [self.down(state, update.client) for update in updates]  # less of the factors where the rank is lower
         by_client = [weights[update.client] for update in updates]
         couples = factor_pairs(state.tensors)
         apart = {*couples, *couples.values()}
@@ -84,10 +116,10 @@ class FlexLoRA:
             rank = a_shape[0]
             factors = [
                 (
-                    (state.tensors[a_name] + update.delta[a_name]).astype(np.float64).reshape(rank, -1),
-                    (state.tensors[b_name] + update.delta[b_name]).astype(np.float64).reshape(-1, rank),
+                    (filled_up(tensors[a_name], a_shape) + update.delta[a_name]).astype(np.float64).reshape(rank, -1),
+                    (filled_up(tensors[b_name], b_shape) + update.delta[b_name]).astype(np.float64).reshape(-1, rank),
                 )
-                for update in updates
+                for tensors, update in zip(served, updates)
             ]
             spare = sum(weight * a for weight, (a, _) in zip(by_client, factors))
             singular = compact_svd(*stack(factors, by_client))
@@ -173,7 +205,8 @@ def residual(factors: Sequence[Factors], weights: Sequence[float]) -> Factors:
     return stack(apart, weights[:-1])
 
 
-def _required_pairs(rule: str, tensors: Mapping) -> None:
+def required_pairs(rule: str, tensors: Mapping) -> None:
+    """Raises StudyError where no adapter has both factors among the tensors that travel."""
     if not factor_pairs(tensors):
         raise StudyError(
             f"aggregation {rule}: the model has no LoRA factors A and B that both travel; use it with tuning lora, or fedavg"

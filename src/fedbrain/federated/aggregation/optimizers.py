@@ -21,11 +21,20 @@ from typing import ClassVar
 import numpy as np
 
 from fedbrain.errors import StudyError
-from fedbrain.federated.aggregation.rule import State, Tensors, Update, by_scans, is_statistic, weighted_delta
+from fedbrain.federated.aggregation.averages import FedAvg, RunningSum
+from fedbrain.federated.aggregation.rule import State, Tensors, is_statistic
 
 
 @dataclass(frozen=True)
-class FedAvgM:
+class ServerOptimizer(FedAvg):
+    """Base: the mean update D by itself, and a step along it."""
+
+    def start(self, state: State) -> Tensors:
+        return {name: np.zeros_like(tensor) for name, tensor in state.tensors.items()}
+
+
+@dataclass(frozen=True)
+class FedAvgM(ServerOptimizer):
     """FedAvg with momentum on the server. With momentum 0 and learning rate 1 it is FedAvg.
 
     Args:
@@ -35,7 +44,6 @@ class FedAvgM:
 
     momentum: float = 0.9
     learning_rate: float = 1.0
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self):
         _check("fedavgm", momentum=self.momentum, learning_rate=self.learning_rate)
@@ -43,20 +51,20 @@ class FedAvgM:
     def init(self, tensors: Tensors, clients: Sequence[str]) -> State:
         return State(0, tensors, moments=_moments("velocity", tensors, 0.0))
 
-    def apply(self, state: State, updates: Sequence[Update]) -> tuple[State, Tensors, dict[str, float]]:
-        weights, result, moments = by_scans(updates), {}, {}
+    def step(self, state: State, total: RunningSum) -> State:
+        result, moments = {}, {}
         for name, tensor in state.tensors.items():
-            step = weighted_delta(name, updates, weights)
+            step = total.take(name)
             if not is_statistic(name):
                 velocity = self.momentum * _wide(state, "velocity", name) + step
                 moments[f"velocity/{name}"] = _narrow(velocity, tensor)
                 step = self.learning_rate * velocity
             result[name] = _narrow(tensor + step, tensor)
-        return State(state.round + 1, result, moments=moments), result, weights
+        return State(state.round + 1, result, moments=moments)
 
 
 @dataclass(frozen=True)
-class FedAdam:
+class FedAdam(ServerOptimizer):
     """Adam on the server (Reddi et al., ICLR 2021).
 
     Args:
@@ -74,7 +82,6 @@ class FedAdam:
     tau: float = 0.001
     initial: float | None = None
     bias_correction: bool = False
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self):
         rates = {"learning_rate": self.learning_rate, "beta1": self.beta1, "beta2": self.beta2, "tau": self.tau}
@@ -88,18 +95,18 @@ class FedAdam:
         initial = self.tau**2 if self.initial is None else self.initial
         return State(0, tensors, moments=_moments("first", tensors, 0.0) | _moments("second", tensors, initial))
 
-    def apply(self, state: State, updates: Sequence[Update]) -> tuple[State, Tensors, dict[str, float]]:
-        weights, result, moments = by_scans(updates), {}, {}
+    def step(self, state: State, total: RunningSum) -> State:
+        result, moments = {}, {}
         rate = self.learning_rate * self._correction(state.round + 1)
         for name, tensor in state.tensors.items():
-            step = weighted_delta(name, updates, weights)
+            step = total.take(name)
             if not is_statistic(name):
                 first = self.beta1 * _wide(state, "first", name) + (1 - self.beta1) * step
                 second = self._second(_wide(state, "second", name), step**2)
                 moments[f"first/{name}"], moments[f"second/{name}"] = _narrow(first, tensor), _narrow(second, tensor)
                 step = rate * first / (np.sqrt(second) + self.tau)
             result[name] = _narrow(tensor + step, tensor)
-        return State(state.round + 1, result, moments=moments), result, weights
+        return State(state.round + 1, result, moments=moments)
 
     def _second(self, past: np.ndarray, square: np.ndarray) -> np.ndarray:
         return self.beta2 * past + (1 - self.beta2) * square

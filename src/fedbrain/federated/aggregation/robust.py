@@ -8,35 +8,29 @@ Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradien
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 
 from fedbrain.errors import StudyError
-from fedbrain.federated.aggregation.rule import State, Tensors, Update, add_weighted, in_order
+from fedbrain.federated.aggregation.rule import Rule, State, Tensors, Update, add_weighted, in_order
 
 BLOCK = 1 << 16  # coordinates at once
 
 
 @dataclass(frozen=True)
-class Median:
+class Median(Rule):
     """Of every coordinate the median over the clients; of an even number the mean of the middle two.
 
     A client's weight is its mean factor over all coordinates: where its value is the median it counts 1, in the mean of two
     1/2, else 0; clients with the same value share its factor equally. The weights sum to 1.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def init(self, tensors: Tensors, clients: Sequence[str]) -> State:
-        return State(0, tensors)
-
     def apply(self, state: State, updates: Sequence[Update]) -> tuple[State, Tensors, dict[str, float]]:
         return _apply_trimmed(state, updates, (len(updates) - 1) // 2)
 
 
 @dataclass(frozen=True)
-class TrimmedMean:
+class TrimmedMean(Rule):
     """Of every coordinate the mean over the clients without the lowest and the highest values. Weights as of the median.
 
     Args:
@@ -45,14 +39,10 @@ class TrimmedMean:
     """
 
     trim: float = 0.2
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self):
         if isinstance(self.trim, bool) or not isinstance(self.trim, int | float) or not 0 < self.trim < 0.5:
             raise StudyError(f"aggregation trimmed_mean: trim must be a number between 0 and 0.5, it is {self.trim!r}")
-
-    def init(self, tensors: Tensors, clients: Sequence[str]) -> State:
-        return State(0, tensors)
 
     def apply(self, state: State, updates: Sequence[Update]) -> tuple[State, Tensors, dict[str, float]]:
         clients = len(updates)
@@ -62,7 +52,7 @@ class TrimmedMean:
 
 
 @dataclass(frozen=True)
-class Krum:
+class Krum(Rule):
     """The update of the one client whose nearest neighbours are nearest: W_next = W_k.
 
     The score of a client is the sum of its squared distances to its K - f - 2 nearest others, over all tensors as one vector;
@@ -76,7 +66,6 @@ class Krum:
     """
 
     byzantine: int | None = None
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self):
         if self.byzantine is not None and (type(self.byzantine) is not int or self.byzantine < 0):
@@ -85,8 +74,11 @@ class Krum:
             )
 
     def init(self, tensors: Tensors, clients: Sequence[str]) -> State:
-        self._wrong_ones(len(clients))
+        self.check_round(len(clients))
         return State(0, tensors)
+
+    def check_round(self, clients: int) -> None:
+        self._wrong_ones(clients)
 
     def apply(self, state: State, updates: Sequence[Update]) -> tuple[State, Tensors, dict[str, float]]:
         updates = in_order(updates)

@@ -1,10 +1,12 @@
-"""What an aggregation rule is: pure functions over a small immutable state.
+"""What an aggregation rule is: pure functions over a small immutable state, and declarations of what a client does.
 
-A rule is a frozen dataclass of its options with
+A rule is a frozen dataclass of its options, a subclass of :class:`Rule`. At the least it has
 
-    needs                    the scalars that every client must report for it, by name
-    init(tensors, clients)   the state before the first round
     apply(state, updates)    one round: (new state, new global tensors, contribution weight of each client)
+
+and where it wants more, it says so: which scalars the clients must report (``needs``), which tensors stay with a client
+(``private``), are never trained (``frozen``) or rest in a round (``resting``), what else travels (``down``, ``beside``), how a
+client trains (``local``). The round loop and the client's app do the rest.
 
 The shape follows fedjax's algorithms (state goes in, state comes out). A rule knows nothing of Flower, of messages or of
 files; everything that it remembers is in its state, so a checkpoint of the state is a checkpoint of the rule.
@@ -12,9 +14,14 @@ files; everything that it remembers is in its state, so a checkpoint of the stat
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
+
+from fedbrain.errors import StudyError
+
+if TYPE_CHECKING:
+    from fedbrain.federated.local import LocalRound
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -25,13 +32,14 @@ class Update:
 
     ``delta`` is D_k = W_k - W for every tensor that travels; ``scans`` is n_k, the client's number of training scans;
     ``scalars`` are the values that the rule asked for through ``needs``. A scalar that the client cannot compute (no
-    validation scans) is absent.
+    validation scans) is absent. ``beside`` holds the arrays that came beside the model, where the rule sent some.
     """
 
     client: str
     delta: Tensors
     scans: int
     scalars: Mapping[str, float] = field(default_factory=dict)
+    beside: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,18 +55,102 @@ class State:
     moments: Tensors = field(default_factory=dict)
 
 
-class Rule(Protocol):
-    """The interface of an aggregation rule."""
+class Gathering(Protocol):
+    """The updates of one round on their way into a rule."""
 
-    needs: frozenset[str]
+    def add(self, update: Update) -> None:
+        """Takes one update; they come in the order of the clients' names."""
+        ...
+
+    def finish(self) -> tuple[State, Tensors, dict[str, float]]:
+        """What ``Rule.apply`` gives for the updates that came."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The base of all aggregation rules: FedAvg's client, everything shared. A subclass changes what it wants otherwise.
+
+    Tensors are named by *kinds* or patterns. Kinds are ``head``, ``norm`` (scales, shifts and statistics of normalization
+    layers), ``lora_A``, ``lora_B``, and ``local`` (the second pair of a ``dual_lora``); all else is a pattern of tensor names
+    as in a shell (``head.classify.*``).
+
+    Args:
+        private: what each client trains for itself and keeps; never sent.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()  # the scalars that every client must report, by name
+    requires: ClassVar[tuple[str, ...]] = ()  # kinds without which the rule makes no sense
+    frozen: ClassVar[tuple[str, ...]] = ()  # kinds that nobody trains, and that never travel
+    merged: ClassVar[tuple[str, ...]] = ()  # names of weights that the server alone changes
+
+    private: Sequence[str] = field(default=(), kw_only=True)
+
+    def fitted(self, layers: Mapping[str, "AdaptedLayer"]) -> "Rule":
+        """The rule for a model with these adapted layers, by the name of A. Most rules do not care."""
+        return self
 
     def init(self, tensors: Tensors, clients: Sequence[str]) -> State:
         """The state before the first round, for these global tensors and these clients."""
-        ...
+        return State(0, tensors)
+
+    def check_round(self, clients: int) -> None:
+        """Raises StudyError where a round of so many clients is too small for the rule."""
 
     def apply(self, state: State, updates: Sequence[Update]) -> tuple[State, Tensors, dict[str, float]]:
         """One round: the new state, the new global tensors W_next, and the weight of each client's delta in it."""
-        ...
+        raise NotImplementedError
+
+    def gather(self, state: State, expected: Mapping[str, int]) -> Gathering:
+        """Takes the updates of a round one by one; ``expected`` are the clients asked and their scans.
+
+        Here all of them are held until the last has come, which is what a rule wants that compares clients. One that adds up
+        may keep a running sum instead (fedbrain.federated.aggregation.averages).
+        """
+        return _AllUpdates(self, state)
+
+    def resting(self, round: int) -> tuple[str, ...]:
+        """Kinds of shared tensors that are neither trained nor sent up in this round (rounds from 1)."""
+        return ()
+
+    def down(self, state: State, client: str) -> Tensors:
+        """What goes down to a client: the global tensors, or some rows of theirs (the client fills up with zeros)."""
+        return state.tensors
+
+    def beside(self, state: State) -> Tensors:
+        """Arrays that go down beside the model; a client then sends arrays of the same names and shapes back."""
+        return {}
+
+    def factors(self, state: State) -> Tensors:
+        """The last change of the ``merged`` weights, as pairs of factors by the adapters' names, for those who saw the ones before."""
+        return {}
+
+    def local(self) -> "LocalRound":
+        """How a client trains in a round."""
+        from fedbrain.federated.local import LocalRound
+
+        return LocalRound()
+
+
+class _AllUpdates:
+    def __init__(self, rule: Rule, state: State):
+        self._rule, self._state, self._updates = rule, state, []
+
+    def add(self, update: Update) -> None:
+        self._updates.append(update)
+
+    def finish(self) -> tuple[State, Tensors, dict[str, float]]:
+        return self._rule.apply(self._state, self._updates)
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """Where the product of a pair of low-rank factors is added: rows of a frozen weight (out, in), times a scale."""
+
+    b: str  # the name of B
+    weight: str
+    rows: tuple[int, int]  # of the weight, from, to
+    scale: float  # alpha / r
 
 
 class Difference(Mapping):
@@ -71,13 +163,35 @@ class Difference(Mapping):
         self.after, self.before = after, before
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self.after[name].astype(np.float64) - self.before[name]
+        difference = self.after[name].astype(np.float64)
+        difference -= self.before[name]
+        return difference
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.before)
 
     def __len__(self) -> int:
         return len(self.before)
+
+
+def filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """``array``, filled up with zeros to ``shape``: what an adapter of lower rank is in one of higher rank."""
+    if array.shape == tuple(shape):
+        return array
+    result = np.zeros(shape, array.dtype)
+    result[tuple(map(slice, array.shape))] = array
+    return result
+
+
+def merge(weight: np.ndarray, rows: tuple[int, int], a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A copy of ``weight`` (out, in), of which ``rows`` (from, to) have had B A added; in its own type.
+
+    Server and clients both add the factors as they travel, by this function, so that both hold the same weights.
+    """
+    result = np.array(weight)
+    place = slice(*rows)
+    result[place] = (weight[place].astype(np.float64) + b.astype(np.float64) @ a).astype(weight.dtype)
+    return result
 
 
 def in_order(updates: Sequence[Update]) -> list[Update]:
@@ -102,13 +216,16 @@ def by_scans(updates: Sequence[Update]) -> dict[str, float]:
     return {update.client: update.scans / scans for update in updates}
 
 
-def weighted_delta(name: str, updates: Sequence[Update], weights: Mapping[str, float]) -> np.ndarray:
-    """sum_k weights[k] D_k of the tensor ``name``, in float64."""
-    first, *others = in_order(updates)
-    total = weights[first.client] * np.asarray(first.delta[name], dtype=np.float64)
-    for update in others:
-        total = total + weights[update.client] * update.delta[name]
-    return total
+def always_private(rule: Rule, *entries: str) -> None:
+    """Puts what defines ``rule`` before whatever else its ``private`` names; for ``__post_init__``."""
+    if isinstance(rule.private, list | tuple):  # else the config's check says that it must be
+        object.__setattr__(rule, "private", tuple(dict.fromkeys((*entries, *rule.private))))
+
+
+def check_strength(rule: str, name: str, value: float) -> None:
+    """Raises StudyError for a factor of a penalty that is no number from 0 on."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise StudyError(f"aggregation {rule}: {name} must be a number from 0, it is {value!r}")
 
 
 def is_statistic(name: str) -> bool:
