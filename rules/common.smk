@@ -58,7 +58,8 @@ else:
     INDEX = scan_index.read_index("results/cohorts")
 
 COHORTS = list(STUDY["cohorts"])
-ALARM = "Untrained encoder (random weights)" if STUDY["encoder"]["weights"] == "random" else None
+UNTRAINED = "Untrained encoder (random weights)"
+ALARM = UNTRAINED if STUDY["encoder"]["weights"] == "random" else None
 CELLS = study.cells(STUDY)
 KEPT = {(cell.head, cell.tuning): study.kept(STUDY, cell.head, cell.tuning) for cell in CELLS}  # what cells train on
 KEPT_FILES = "results/embeddings/{encoder}/{cut}/{cohort}/{shard}"
@@ -77,6 +78,7 @@ REFERENCE_HEADS = [
     for head in dict.fromkeys(cell.head for cell in CELLS)
     if study.kind_of(STUDY, "head", head) in registry.TUNING_OF_REFERENCE
 ]
+LIGHT = ("lora", "dual_lora", "norm")  # the tunings that train few parameters
 WEIGHTED = ("fedce", "rate_my_lora")  # the rules whose contribution weights change from round to round
 
 
@@ -265,7 +267,7 @@ def cell_work(wildcards):
         clients=len(COHORTS),
         head=study.kind_of(STUDY, "head", wildcards.head),
         cut=KEPT[wildcards.head, wildcards.tuning].cut,
-        adapters=study.kind_of(STUDY, "tuning", wildcards.tuning) in ("lora", "dual_lora", "norm"),
+        adapters=study.kind_of(STUDY, "tuning", wildcards.tuning) in LIGHT,
         downsample=options("head", wildcards.head).get("downsample", 1),
         training=study.training_options(STUDY, wildcards.head, wildcards.tuning),
         gpu=bool(gpu("train_cell")),

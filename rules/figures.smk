@@ -403,9 +403,7 @@ rule plot_site_effects:
         runtime=lambda wildcards, attempt: work.doubling(5, attempt),
     params:
         code=code("plot_site_effects.py"),
-        alarm=lambda wildcards: (
-            "Untrained encoder (random weights)" if weights_of(wildcards.encoder) == "random" else None
-        ),
+        alarm=lambda wildcards: UNTRAINED if weights_of(wildcards.encoder) == "random" else None,
         cohorts=COHORTS,
         class_names=STUDY["class_names"],
         level=STUDY["evaluation"]["level"],

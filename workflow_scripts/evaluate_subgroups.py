@@ -1,20 +1,16 @@
 """Measures every cell by sex, age band, site and scanner, and the differences between groups."""
 
-from pathlib import Path
-
 from fedbrain.cohorts.scanners import with_scanners
 from fedbrain.evaluation.predictions import read_runs
 from fedbrain.evaluation.subgroups import subgroups
 from fedbrain.logs import log_to
 from fedbrain.provenance import sha256_of, write_provenance
-from fedbrain.tables import CONVERSIONS, SCANNERS, SCANS, SPLITS, concatenate, read_table, write_table
+from fedbrain.tables import CONVERSIONS, SCANNERS, SCANS, SPLITS, by_cohort, concatenate, read_table, write_table
 
 log_to(snakemake.log[0])
 cohorts = snakemake.params.cohorts
-conversions = {
-    cohort: concatenate([path for path in snakemake.input.nifti if Path(path).parent.name == cohort], CONVERSIONS)
-    for cohort in cohorts
-}
+shards = by_cohort(snakemake.input.nifti, cohorts)
+conversions = {cohort: concatenate(paths, CONVERSIONS) for cohort, paths in shards.items()}
 result = subgroups(
     read_runs(snakemake.params.runs, snakemake.input.predictions),
     {

@@ -1,19 +1,15 @@
 """Fits what adjusts the clients' embeddings to each other, on their training subjects."""
 
-from pathlib import Path
-
 from fedbrain.federated.data import load_clients
 from fedbrain.logs import log_to
 from fedbrain.provenance import sha256_of, write_provenance
 from fedbrain.registry import lookup
-from fedbrain.tables import SCANS, read_table, write_table
+from fedbrain.tables import SCANS, by_cohort, read_table, write_table
 
 log_to(snakemake.log[0])
 cohorts, asked = snakemake.params.cohorts, snakemake.params.harmonization
 clients = load_clients(
-    embeddings={
-        cohort: [path for path in snakemake.input.embeddings if Path(path).parent.name == cohort] for cohort in cohorts
-    },
+    embeddings=by_cohort(snakemake.input.embeddings, cohorts),
     scans=dict(zip(cohorts, snakemake.input.scans)),
     splits=snakemake.input.splits,
     dropped=snakemake.input.dropped,

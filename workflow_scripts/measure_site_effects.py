@@ -1,7 +1,5 @@
 """Measures how well the cohort can be told from embeddings, from the quality of scans, and from age and sex."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -13,14 +11,12 @@ from fedbrain.imaging.quality import COLUMNS
 from fedbrain.logs import log_to
 from fedbrain.provenance import sha256_of, write_provenance
 from fedbrain.registry import lookup
-from fedbrain.tables import SCANS, SPLITS, VOLUMES, concatenate, read_table, write_table
+from fedbrain.tables import SCANS, SPLITS, VOLUMES, by_cohort, concatenate, read_table, write_table
 
 log_to(snakemake.log[0])
 cohorts = snakemake.params.cohorts
 clients = load_clients(
-    embeddings={
-        cohort: [path for path in snakemake.input.embeddings if Path(path).parent.name == cohort] for cohort in cohorts
-    },
+    embeddings=by_cohort(snakemake.input.embeddings, cohorts),
     scans=dict(zip(cohorts, snakemake.input.scans)),
     splits=snakemake.input.splits,
     dropped=snakemake.input.dropped,
@@ -60,10 +56,8 @@ features = {(name, NONE): values for name, values in embedded(clients).items()}
 for (tuning, method), path in zip(snakemake.params.harmonizations.items(), snakemake.input.harmonizations):
     harmonized = lookup("harmonization", method).read(path).apply(clients, tables)
     features["mean", tuning] = embedded(harmonized)["mean"]  # the spread over the positions stays as it was
-volumes = {
-    cohort: concatenate([path for path in snakemake.input.volumes if Path(path).parent.name == cohort], VOLUMES)
-    for cohort in cohorts
-}
+shards = by_cohort(snakemake.input.volumes, cohorts)
+volumes = {cohort: concatenate(paths, VOLUMES) for cohort, paths in shards.items()}
 features["quality", NONE] = beside(volumes, COLUMNS)
 people = {cohort: table.assign(sex=table["sex"].map({"F": 1.0, "M": 0.0})) for cohort, table in tables.items()}
 features["age and sex", NONE] = beside(people, ("age", "sex"))

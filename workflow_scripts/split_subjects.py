@@ -7,14 +7,11 @@ from fedbrain.cohorts.splits import assert_no_leakage, digest_of_dropped, find_d
 from fedbrain.imaging.outliers import assess, dropped_scans, read_shards
 from fedbrain.logs import log_to
 from fedbrain.provenance import sha256_of, write_provenance
-from fedbrain.tables import SCANS, VOLUMES, concatenate, read_table, write_table
+from fedbrain.tables import SCANS, VOLUMES, by_cohort, concatenate, read_table, write_table
 
 log_to(snakemake.log[0])
 scans = {cohort: read_table(path, SCANS) for cohort, path in zip(snakemake.params.cohorts, snakemake.input.scans)}
-shards = {
-    cohort: [path for path in snakemake.input.volumes if Path(path).parent.name == cohort]
-    for cohort in snakemake.params.cohorts
-}
+shards = by_cohort(snakemake.input.volumes, snakemake.params.cohorts)
 volumes = {cohort: concatenate(paths, VOLUMES) for cohort, paths in shards.items()}
 settings = json.loads(Path(snakemake.input.study).read_text(encoding="utf-8"))["study"]["quality"]
 dropped = dropped_scans({cohort: assess(read_shards(paths), settings) for cohort, paths in shards.items()})

@@ -22,6 +22,7 @@ from fedbrain.tables import (
     SUBGROUPS,
     THRESHOLDS,
     VOLUMES,
+    by_cohort,
     concatenate,
     read_table,
     write_text,
@@ -44,8 +45,7 @@ page = study_page(
     excluded={cohort: read_table(path, EXCLUDED) for cohort, path in zip(cohorts, snakemake.input.excluded)},
     passed_over={cohort: read_table(path, PASSED_OVER) for cohort, path in zip(cohorts, snakemake.input.passed_over)},
     volumes={
-        cohort: concatenate([path for path in snakemake.input.volumes if Path(path).parent.name == cohort], VOLUMES)
-        for cohort in cohorts
+        cohort: concatenate(paths, VOLUMES) for cohort, paths in by_cohort(snakemake.input.volumes, cohorts).items()
     },
     quality={cohort: read_table(path, QUALITY) for cohort, path in zip(cohorts, snakemake.input.quality)},
     splits=read_table(snakemake.input.splits, SPLITS),

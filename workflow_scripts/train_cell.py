@@ -13,13 +13,11 @@ from fedbrain.federated.cell import train_cell  # noqa: E402
 from fedbrain.federated.data import load_clients  # noqa: E402
 from fedbrain.models.classifier import EncoderSource  # noqa: E402
 from fedbrain.registry import lookup  # noqa: E402
-from fedbrain.tables import SCANS, read_table  # noqa: E402
+from fedbrain.tables import SCANS, by_cohort, read_table  # noqa: E402
 
 cohorts = snakemake.params.cohorts
 clients = load_clients(
-    embeddings={
-        cohort: [path for path in snakemake.input.embeddings if Path(path).parent.name == cohort] for cohort in cohorts
-    },
+    embeddings=by_cohort(snakemake.input.embeddings, cohorts),
     scans=dict(zip(cohorts, snakemake.input.scans)),
     splits=snakemake.input.splits,
     dropped=snakemake.input.dropped,

@@ -4,7 +4,7 @@ Missing values are written ``n/a``, as BIDS does. Identifiers stay strings (``00
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -321,6 +321,12 @@ def read_table(path: str | os.PathLike, types: Mapping[str, str]) -> pd.DataFram
     if missing:
         raise StudyError(f"{path}: column {', '.join(missing)} is missing; delete the file and run again")
     return frame
+
+
+def by_cohort(paths: Iterable[str], cohorts: Iterable[str]) -> dict[str, list[str]]:
+    """The files of each cohort's shards; a shard's file lies in a folder named like its cohort."""
+    paths = list(paths)
+    return {cohort: [path for path in paths if Path(path).parent.name == cohort] for cohort in cohorts}
 
 
 def concatenate(paths, types: Mapping[str, str]) -> pd.DataFrame:
