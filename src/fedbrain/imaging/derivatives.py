@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel
@@ -16,7 +17,7 @@ import numpy as np
 
 from fedbrain.errors import StudyError
 from fedbrain.imaging import layout, registration
-from fedbrain.provenance import digest
+from fedbrain.provenance import digest, versions
 from fedbrain.shard_folders import errors_name_only
 from fedbrain.tables import write_text, written_atomically
 
@@ -100,6 +101,13 @@ def remove_stale(folder: Path, scans) -> None:
     for path in folder.iterdir():
         if path.name.endswith(tuple(layout.SUFFIXES.values())) and path.name not in wanted:
             path.unlink()
+
+
+def tools(modules: Iterable[Path], packages: Iterable[str]) -> dict:
+    """What a derivative depends on beside its inputs and settings: ``versions`` of packages, ``code`` of modules by digest."""
+    known = versions(*sorted(packages))
+    known.pop("fedbrain")  # its code counts, not its number
+    return {"versions": known, "code": {path.name: code_digest(path.read_text()) for path in modules}}
 
 
 def code_digest(text: str) -> str:

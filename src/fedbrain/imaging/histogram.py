@@ -7,10 +7,12 @@ and no voxel travels.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
+
+from fedbrain.tables import HISTOGRAM
 
 COLUMNS = {"start": "Float64", "width": "Float64", "count": "Int64"}
 FEWEST_BINS = 512  # over the range of one scan; at most twice as many
@@ -52,6 +54,12 @@ def merge(histograms: Iterable[pd.DataFrame]) -> pd.DataFrame:
     total = np.zeros(len(shared), dtype=np.int64)
     np.add.at(total, position, np.concatenate(counts))
     return from_bins(shared, total, width)
+
+
+def merge_stages(histograms: Mapping[str, Iterable[pd.DataFrame]]) -> pd.DataFrame:
+    """The HISTOGRAM table of several histograms per stage."""
+    merged = [merge(parts).assign(stage=stage) for stage, parts in histograms.items()]
+    return pd.concat(merged, ignore_index=True)[list(HISTOGRAM)].astype(HISTOGRAM)
 
 
 def from_bins(bins: np.ndarray, counts: np.ndarray, width: float) -> pd.DataFrame:

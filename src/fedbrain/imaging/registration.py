@@ -107,14 +107,22 @@ def align(
     """Lays a brain on the template, and looks for other ways to lie where the first result is unlike the template.
 
     Args:
-        brain, affine, resolution, iterations, seed, start: as for ``register_affine``.
+        brain: (X, Y, Z) float32, zero outside the brain, cropped about it.
+        affine: (4, 4) voxel to scanner mm.
+        resolution: mm of the grid that is worked on, a whole number.
+        iterations: the most iterations at each of three levels, coarse to fine (by 6, 4 and 2 voxels at most).
         search_below: the ``similarity`` under which all rotations are searched; 0 never searches.
+        start: (4, 4) MNI mm to scanner mm; not given, the header's axes, centres of mass together.
     Returns:
-        The alignment with the highest similarity.
+        The alignment with the highest similarity: a local optimum of mutual information near its start. With one ITK
+        thread and one seed it is the same to the last bit.
     Raises:
-        ScanFailure: where no start ends in a sane transform.
+        ScanFailure: where no start ends in a transform that a head can have.
+        MemoryError, RuntimeError, OSError: where memory or the disk for temporary files is at its end.
     """
     coarse = thinned(brain, affine, resolution)
+    if not coarse[0].any():
+        raise ScanFailure("nothing within the brain mask has a value; look at the scan and its mask")
     found, reasons = [], []
 
     def refine(start: np.ndarray | None, name: str) -> None:
@@ -142,7 +150,7 @@ def look_upright(brain: np.ndarray, affine: np.ndarray) -> tuple[float, np.ndarr
     """How like the template a brain is that lies along the array's axes, tilts aside: a quick look without ANTs.
 
     Args:
-        brain, affine: as for ``register_affine``.
+        brain, affine: as for ``align``.
     Returns:
         The highest similarity of the search's starts along these axes, and that start.
     """
@@ -270,35 +278,6 @@ def _rotation(degrees) -> np.ndarray:
     return about_z @ about_y @ about_x
 
 
-def register_affine(
-    brain: np.ndarray,
-    affine: np.ndarray,
-    *,
-    resolution: int,
-    iterations: list[int],
-    seed: int,
-    start: np.ndarray | None = None,
-) -> np.ndarray:
-    """The affine from MNI mm to scanner mm (RAS both) that lays the brain on the template's, by mutual information.
-
-    With one ITK thread and one seed the result is the same to the last bit. It is a local optimum: of the rotations, the
-    one near ``start``.
-
-    Args:
-        brain: (X, Y, Z) float32, zero outside the brain, cropped about it.
-        affine: (4, 4) voxel to scanner mm.
-        resolution: mm of the grid that is worked on, a whole number.
-        iterations: the most iterations at each of three levels, coarse to fine (by 6, 4 and 2 voxels at most).
-        start: (4, 4) MNI mm to scanner mm; not given, the header's axes, centres of mass together.
-    Returns:
-        (4, 4) float64.
-    Raises:
-        ScanFailure: where ANTs finds no transform, or one that no head has.
-        MemoryError, RuntimeError, OSError: where memory or the disk for temporary files is at its end.
-    """
-    return _refined(*thinned(brain, affine, resolution), start, resolution, iterations, seed)
-
-
 def _refined(
     brain: np.ndarray,
     affine: np.ndarray,
@@ -307,7 +286,13 @@ def _refined(
     iterations: list[int],
     seed: int,
 ) -> np.ndarray:
-    """``register_affine`` for a brain on the grid that is worked on."""
+    """The affine from MNI mm to scanner mm near ``start``: ANTs, by mutual information, for a brain on the grid that is worked on.
+
+    With one ITK thread and one seed the result is the same to the last bit.
+
+    Raises ScanFailure where ANTs finds no transform, or one that no head has; MemoryError, RuntimeError, OSError where memory
+    or the disk for temporary files is at its end.
+    """
     import ants
 
     # ANTs is given the brain where the start puts it. ITK knows no shear: it gets the nearest affine without one, and

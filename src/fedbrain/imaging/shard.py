@@ -35,9 +35,9 @@ from fedbrain.imaging import (
 from fedbrain.imaging.extractor_cards import CARDS
 from fedbrain.imaging.faults import is_of_machine
 from fedbrain.imaging.reading import OutOfReach, Scan, ScanFailure, Source
-from fedbrain.provenance import digest, versions
+from fedbrain.provenance import digest
 from fedbrain.shard_folders import errors_name_only, held
-from fedbrain.tables import HISTOGRAM, VOLUMES
+from fedbrain.tables import VOLUMES
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +121,7 @@ def preprocess_shard(
         "cohort %s: %d scans, %d kept from an earlier run, %d failed (reasons in the shard's table)",
         *(cohort, len(table), reused, failed),
     )
-    merged = [histogram.merge(parts).assign(stage=stage) for stage, parts in histograms.items()]
-    return table, pd.concat(merged, ignore_index=True)[list(HISTOGRAM)].astype(HISTOGRAM)
+    return table, histogram.merge_stages(histograms)
 
 
 def complete_recipe(recipe: Mapping) -> dict:
@@ -248,37 +247,7 @@ def compute_scan(
         scan = reading.decode(source)
         provided = mask_source and _of_mask(reading.decode, mask_source)
         said |= {"shape": list(scan.values.shape), "affine": scan.affine.tolist()}
-    found, failure, turn, start = None, None, np.eye(3), None
-    try:
-        found = _find_brain(scan, provided, recipe, device, step, turn, start)
-    except ScanFailure as reason:  # perhaps of a head that lies turned
-        failure = reason
-    else:
-        start = found.alignment.mni_to_scanner
-        turn = registration.head_orientation(found.affine, start)
-    begun = time.perf_counter()
-    if found is None or found.alignment.similarity < recipe["registration_least_similarity"]:
-        turn, start = _upright(scan, recipe, device, found and turn) or (turn, start)
-    if not np.array_equal(turn, np.eye(3)):
-        # The networks were trained on upright heads: they get the head again as it lies by what was found so far.
-        first = steps[1:]
-        del steps[1:]
-        looked = time.perf_counter() - begun
-        try:
-            again = _find_brain(scan, provided, recipe, device, step, turn, start)
-        except ScanFailure:  # what was found before may be good enough, and if not, says more
-            again = None
-        said = {"array_axes": registration.axis_codes(turn)}
-        for name, brain in (("similarity_before", found), ("similarity_after", again)):
-            said[name] = brain and brain.alignment.similarity
-        if _is_better(again, found, recipe["registration_search_below"]):
-            found, dropped = again, first
-        else:
-            dropped, steps[1:] = steps[1:], first
-        seconds = round(looked + sum(one["seconds"] for one in dropped), 3)
-        steps.insert(1, {"name": "turning", "parameters": said, "seconds": seconds})
-    if found is None:
-        raise failure
+    found = _laid_on_template(scan, provided, recipe, device, step, steps)
     if found.reason:
         raise found.reason
     if found.alignment.similarity < recipe["registration_least_similarity"]:
@@ -333,6 +302,48 @@ class _Brain:
     corrected: np.ndarray  # (x, y, z) float32, brain and surroundings
     alignment: registration.Alignment
     reason: ScanFailure | None  # why the bias field could not be found
+
+
+def _laid_on_template(
+    scan: Scan, provided: Scan | None, recipe: Mapping, device: str, step, steps: list[dict]
+) -> _Brain:
+    """The brain however the head lies: as it came, or, where that shows to be turned or is unlike the template, turned.
+
+    ``steps`` tell what was done for the result; what led to another one is told as the time that ``turning`` took.
+    Raises ScanFailure where no brain is found either way.
+    """
+    found, failure, turn, start = None, None, np.eye(3), None
+    try:
+        found = _find_brain(scan, provided, recipe, device, step, turn, start)
+    except ScanFailure as reason:  # perhaps of a head that lies turned
+        failure = reason
+    else:
+        start = found.alignment.mni_to_scanner
+        turn = registration.head_orientation(found.affine, start)
+    begun = time.perf_counter()
+    if found is None or found.alignment.similarity < recipe["registration_least_similarity"]:
+        turn, start = _upright(scan, recipe, device, found and turn) or (turn, start)
+    if not np.array_equal(turn, np.eye(3)):
+        # The networks were trained on upright heads: they get the head again as it lies by what was found so far.
+        first = steps[1:]
+        del steps[1:]
+        looked = time.perf_counter() - begun
+        try:
+            again = _find_brain(scan, provided, recipe, device, step, turn, start)
+        except ScanFailure:  # what was found before may be good enough, and if not, says more
+            again = None
+        said = {"array_axes": registration.axis_codes(turn)}
+        for name, brain in (("similarity_before", found), ("similarity_after", again)):
+            said[name] = brain and brain.alignment.similarity
+        if _is_better(again, found, recipe["registration_search_below"]):
+            found, dropped = again, first
+        else:
+            dropped, steps[1:] = steps[1:], first
+        seconds = round(looked + sum(one["seconds"] for one in dropped), 3)
+        steps.insert(1, {"name": "turning", "parameters": said, "seconds": seconds})
+    if found is None:
+        raise failure
+    return found
 
 
 def _is_better(again: _Brain | None, found: _Brain | None, search_below: float) -> bool:
@@ -495,10 +506,7 @@ def _method(recipe: dict) -> dict:
     extractor = import_module(registry.module_of("brain_extractor", recipe["extractor"]))
     normalization = import_module(registry.module_of("intensity", recipe["intensity"]))
     packages = {"antspyx", "nibabel", "nilearn", "numpy", "scipy", *CARDS[recipe["extractor"]].packages}
-    known = versions(*sorted(packages))
-    known.pop("fedbrain")  # its code counts, below, not its number
-    files = [Path(__file__)] + [Path(module.__file__) for module in (*COMPUTING_MODULES, extractor, normalization)]
-    code = {path.name: derivatives.code_digest(path.read_text()) for path in files}
+    modules = [Path(__file__)] + [Path(module.__file__) for module in (*COMPUTING_MODULES, extractor, normalization)]
     deciding = {key: value for key, value in recipe.items() if key != "extractor_weights"}
     orientations = CARDS[recipe["extractor"]].orientations
-    return {"recipe": deciding, "orientations": orientations, "versions": known, "code": code}
+    return {"recipe": deciding, "orientations": orientations} | derivatives.tools(modules, packages)

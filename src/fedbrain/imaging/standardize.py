@@ -17,9 +17,9 @@ from tqdm import tqdm
 from fedbrain.errors import StudyError
 from fedbrain.imaging import derivatives, histogram, intensity, layout, nyul
 from fedbrain.imaging.reading import ScanFailure
-from fedbrain.provenance import digest, versions
+from fedbrain.provenance import digest
 from fedbrain.shard_folders import errors_name_only, held
-from fedbrain.tables import HISTOGRAM, VOLUMES
+from fedbrain.tables import VOLUMES
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +123,7 @@ def _standardize_all(
             histograms[stage].append(histogram.unpacked(counts))
     kept = int(table.loc[table["status"] == "ok", "reused"].sum())
     logger.info("cohort %s: %d scans, %d kept from an earlier run", cohort, len(table), kept)
-    merged = [histogram.merge(parts).assign(stage=stage) for stage, parts in histograms.items()]
-    return table.astype(VOLUMES), pd.concat(merged, ignore_index=True)[list(HISTOGRAM)].astype(HISTOGRAM)
+    return table.astype(VOLUMES), histogram.merge_stages(histograms)
 
 
 def _standardize(source: Path, folder: Path, scan: str, row: int, key: str, method: Mapping) -> dict:
@@ -148,11 +147,8 @@ def _standardize(source: Path, folder: Path, scan: str, row: int, key: str, meth
 
 def _method(scale: Mapping) -> dict:
     """All that a standardized volume depends on beside its volume. How many scans the scale is from does not change it."""
-    known = versions("nibabel", "numpy")
-    known.pop("fedbrain")  # its code counts, below, not its number
-    files = [Path(__file__)] + [Path(module.__file__) for module in (derivatives, histogram, intensity, nyul)]
-    code = {path.name: derivatives.code_digest(path.read_text()) for path in files}
-    return {"scale": scale["scale"], "versions": known, "code": code}
+    modules = [Path(__file__)] + [Path(module.__file__) for module in (derivatives, histogram, intensity, nyul)]
+    return {"scale": scale["scale"]} | derivatives.tools(modules, ("nibabel", "numpy"))
 
 
 def _record(folder: Path, scan: str, row: int) -> dict:
