@@ -113,7 +113,8 @@ ROUNDS = {  # results/runs/{cell}/seed-{seed}/rounds.tsv
     "weight": REAL,  # contribution weight in the aggregation
     "bytes_down": WHOLE,
     "bytes_up": WHOLE,
-    "seconds": REAL,
+    "seconds": REAL,  # of the client's parts of the round, from the message to the reply
+    "peak_memory": WHOLE,  # bytes, of the client's process in those seconds, or on the GPU
 }
 PREDICTIONS = {"cohort": TEXT, "subject": TEXT, "session": TEXT, "label": WHOLE, "score": REAL}
 PERFORMANCE = {
@@ -267,14 +268,20 @@ EFFICIENCY = {  # results/evaluation/efficiency.tsv, one row per cell
     "seeds": WHOLE,
     "trained": WHOLE,  # parameters
     "trained_share": REAL,  # of all parameters of encoder and head
+    "sent": WHOLE,  # trained parameters that the method has travel each way
+    "sent_share": REAL,  # of all parameters: the ratio of parameters by which methods are often compared
     "bytes_down": REAL,  # per round and client, as sent
     "bytes_up": REAL,
     "bytes_run": REAL,  # per client over the whole run, both ways; mean over seeds
+    "bytes_share": REAL,  # of bytes_run in what full tuning would send in as many rounds
+    "rounds": REAL,  # that were trained; mean over seeds
     "full_bytes": REAL,  # of all parameters of encoder and head as float32, what one direction of full tuning would send
     "gmacs": REAL,  # 1e9 multiply-accumulates of a forward pass of one scan, from the volume on
     "gmacs_step": REAL,  # the same from what is kept of the scan on: the forward part of a training step
     "gmacs_reference": REAL,  # from the volume on with the encoder's published implementation
     "peak_memory": WHOLE,  # bytes, of the job's process, or on the GPU
+    "peak_memory_client": WHOLE,  # the same in the turn of the client that took most
+    "seconds_client": REAL,  # of computing, per client and round
     "seconds_round": REAL,
     "seconds_scan": REAL,
     "seconds_run": REAL,

@@ -63,8 +63,8 @@ def end(pid):
 
 
 def digests(folder):
-    """Of everything that a run writes but the seconds."""
-    rounds = pd.read_csv(folder / "rounds.tsv", sep="\t").drop(columns="seconds").to_csv()
+    """Of everything that a run writes but what is measured."""
+    rounds = pd.read_csv(folder / "rounds.tsv", sep="\t").drop(columns=["seconds", "peak_memory"]).to_csv()
     contents = [(folder / name).read_bytes() for name in RESULTS] + [rounds.encode()]
     return [hashlib.sha256(content).hexdigest() for content in contents]
 

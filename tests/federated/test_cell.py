@@ -63,7 +63,12 @@ def test_a_cell_writes_its_tables_model_and_summary(clients, tmp_path, aggregati
     travelled = (2 * (4 + beside) * 3080, 2 * (3 + beside) * 3080)
     assert (down, up) == ((0, 0) if aggregation in REFERENCES else travelled)
     assert (summary["bytes_down"], summary["bytes_up"]) == (down, up)
-    assert summary["parameters"] == {"trained": 770, "full": 92_924_928 + 770}
+    sent = 0 if aggregation in REFERENCES else 770
+    assert summary["parameters"] == {"trained": 770, "full": 92_924_928 + 770, "sent": sent}
+    largest = rounds.groupby("client")["peak_memory"].max().to_dict()
+    assert summary["client_peak_memory"] == largest
+    assert max(largest.values()) <= summary["peak_memory"]
+    assert summary["compute_seconds"] == pytest.approx(rounds.groupby("client")["seconds"].sum().to_dict())
     assert summary["weights"] == "random"
     assert summary["clients"]["B"]["train"] == {"controls": 3, "cases": 2}
 
@@ -101,7 +106,8 @@ def test_same_seed_same_bytes(clients, tmp_path, aggregation):
         first, again, other = ((tmp_path / folder / file).read_bytes() for folder in "abc")
         assert first == again
         assert first != other
-    first, again = (read_table(tmp_path / folder / "rounds.tsv", ROUNDS).drop(columns="seconds") for folder in "ab")
+    tables = (read_table(tmp_path / folder / "rounds.tsv", ROUNDS) for folder in "ab")
+    first, again = (table.drop(columns=["seconds", "peak_memory"]) for table in tables)
     pd.testing.assert_frame_equal(first, again, check_exact=True)
 
 

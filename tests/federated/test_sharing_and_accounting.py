@@ -61,3 +61,35 @@ print(quiet.bytes - before, busy.bytes - before)
     quiet, busy = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert quiet < 60e6
     assert busy > 180e6
+
+
+def test_nested_blocks_each_have_their_own_peak():
+    program = """
+import time
+import numpy as np
+from fedbrain.federated.accounting import PeakMemory, anonymous_memory
+before, peaks = anonymous_memory(), []
+with PeakMemory("cpu") as run:
+    for size in (0, 25_000_000, 0):
+        with PeakMemory("cpu") as turn:
+            block = np.ones(size)
+            time.sleep(0.2)
+            del block
+            time.sleep(0.2)
+        peaks.append(turn.bytes)
+    held = np.ones(12_500_000)  # shorter than a sample, but there at the beginning of the turn
+    with PeakMemory("cpu") as turn:
+        pass
+    peaks.append(turn.bytes)
+peaks.append(run.bytes)
+import threading
+time.sleep(0.2)
+print(*(peak - before for peak in peaks), threading.active_count())
+"""  # in a process of its own: this one has memory to reuse
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    idle, busy, after, held, whole, threads = map(int, done.stdout.split())
+    assert max(idle, after) < 60e6
+    assert busy > 180e6
+    assert 90e6 < held < 180e6
+    assert whole >= busy
+    assert threads == 1

@@ -232,7 +232,7 @@ def test_resnet18_federates_on_volumes_with_its_running_statistics(aggregation, 
     clients = clients_of((1, 128, 128, 128))
     options = {"head": "resnet18", "head_options": {"downsample": 4}, "tuning_options": {}}
     summary = run(clients, tmp_path, tuning="full", aggregation=aggregation, **options)
-    assert summary["parameters"] == {"trained": 33_161_026, "full": 33_161_026}
+    assert summary["parameters"] == {"trained": 33_161_026, "full": 33_161_026, "sent": 33_161_026}
     assert summary["weights"] == "none (trained from scratch)"
     tensors = load_file(tmp_path / "model.safetensors")
     running = [name for name in tensors if "running_var" in name]

@@ -6,11 +6,15 @@ What a client answers to:
     train       [evaluates the model that it received], trains it, replies with its shared tensors and the scalars
     evaluate    evaluates the model that it received
 
+Each reply to the last two tells what it took: ``seconds`` from the message to the reply, and ``peak_memory`` in bytes
+(fedbrain.federated.accounting).
+
 No message carries a subject's id, an embedding or a score of one scan, nor a private tensor.
 """
 
 import time
 from collections.abc import Callable, Mapping
+from functools import wraps
 
 import numpy as np
 import torch
@@ -19,6 +23,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor, nn
 
+from fedbrain.federated.accounting import PeakMemory
 from fedbrain.federated.aggregation.averages import FedAvg
 from fedbrain.federated.aggregation.rule import AdaptedLayer, Rule, Tensors, filled_up, merge
 from fedbrain.federated.data import ClientData
@@ -120,8 +125,8 @@ def build_client_app(
         return Message(RecordDict({"client": ConfigRecord(record)}), reply_to=message)
 
     @app.train()
+    @_measured(device)
     def train_round(message: Message, context: Context) -> Message:
-        start = time.perf_counter()
         config = message.content["config"]
         number, client = config["round"], load_client(context)
         received, own = receive(message, client.name, number - 1)
@@ -185,16 +190,15 @@ def build_client_app(
                 accepted=config["accepted"],
                 of_accepted=OF_ACCEPTED,
             )
-        metrics |= {"scans": len(client.train), "seconds": time.perf_counter() - start}
+        metrics["scans"] = len(client.train)
         return Message(RecordDict(content | {"metrics": MetricRecord(metrics)}), reply_to=message)
 
     @app.evaluate()
+    @_measured(device)
     def evaluate_round(message: Message, context: Context) -> Message:
-        start = time.perf_counter()
         client = load_client(context)
         _, own = receive(message, client.name, message.content["config"]["round"])
-        metrics = validation(client, own)
-        metrics |= {"scans": len(client.train), "seconds": time.perf_counter() - start}
+        metrics = validation(client, own) | {"scans": len(client.train)}
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
     return app
@@ -218,6 +222,24 @@ def build_server_app(
         finish(run_rounds(grid, rule, tensors, options, **loop))
 
     return app
+
+
+def _measured(device: str):
+    """Decorator of a handler of messages: its reply tells the seconds and the memory that it took."""
+
+    def decorate(handler: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:
+        @wraps(handler)
+        def measured(message: Message, context: Context) -> Message:
+            start = time.perf_counter()
+            with PeakMemory(device) as peak:
+                reply = handler(message, context)
+            metrics = reply.content["metrics"]
+            metrics["seconds"], metrics["peak_memory"] = time.perf_counter() - start, peak.bytes
+            return reply
+
+        return measured
+
+    return decorate
 
 
 def to_tensors(record: ArrayRecord, device: str) -> dict[str, Tensor]:

@@ -194,11 +194,14 @@ def train_cell(
     summary = inputs | {
         "best_round": dict(trained.best_round),
         "reason": dict(trained.reason),
-        **cost_of(model, source),
+        **_cost(model, source, sharing if rule else None),
         "bytes_down": sum(row["bytes_down"] for row in trained.rows),
         "bytes_up": sum(row["bytes_up"] for row in trained.rows),
+        "compute_seconds": _by_client(trained.rows, "seconds", sum),
+        "client_peak_memory": _by_client(trained.rows, "peak_memory", max),
         "seconds": round(time.perf_counter() - start, 3),
-        "peak_memory": peak.bytes,
+        # Rows of a run that went on are in part of an earlier process.
+        "peak_memory": max(peak.bytes, *(row["peak_memory"] or 0 for row in trained.rows)),
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
         "encoder": origin.get("encoder"),
         "harmonization": origin.get("harmonization"),
@@ -324,9 +327,11 @@ def _train_one(client: ClientData, build_model, options: TrainingOptions, seed: 
         fitting.size = past.state.memory["fitting"]
         model.load_state_dict({name: torch.as_tensor(array) for name, array in tensors.items()}, strict=False)
         logger.info("%s goes on after round %d of %d", client.name, last, options.rounds)
-    start = time.perf_counter()
     rounds = train_alone(model, client, options, seed, device, done=last, fitting=fitting)
-    while not lost_patience(last, best and best.round, options) and (done := next(rounds, None)):
+    while not lost_patience(last, best and best.round, options) and last < options.rounds:
+        start = time.perf_counter()
+        with PeakMemory(device) as peak:
+            done = next(rounds)
         end = time.perf_counter()
         row = {
             "round": done.round,
@@ -335,7 +340,7 @@ def _train_one(client: ClientData, build_model, options: TrainingOptions, seed: 
             "scans": len(client.train),
             "loss": done.loss,
         }
-        row |= {"bytes_down": 0, "bytes_up": 0, "seconds": end - start}
+        row |= {"bytes_down": 0, "bytes_up": 0, "seconds": end - start, "peak_memory": peak.bytes}
         value = None
         if done.validation:
             row |= {"validation_loss": done.validation.loss, "validation_score": done.validation.balanced_accuracy}
@@ -346,7 +351,6 @@ def _train_one(client: ClientData, build_model, options: TrainingOptions, seed: 
         rows.append(row)
         state = State(last, tensors, memory={"fitting": fitting.size})
         save_checkpoint(Checkpoint(state, best, rows), path, identity)
-        start = time.perf_counter()
     if best is None:
         return tensors, last, "no validation scans: the last round", rows
     reason = describe_choice(options.selection, best.value)
@@ -413,6 +417,21 @@ def _warnings(clients: Mapping[str, ClientData], aggregation: str, trained: Trai
                 f"{name}: had trained nothing of its own by the round that was chosen (not drawn, or failed): no predictions"
             )
     return texts
+
+
+def _cost(model: nn.Module, source: EncoderSource, sharing: Sharing | None) -> dict:
+    """Parameters and operations, and ``sent``: the trained parameters that the method has travel each way (0 without exchange)."""
+    cost = cost_of(model, source)
+    shared = [p for name, p in model.named_parameters() if sharing is not None and sharing.role(name) == "shared"]
+    return cost | {"parameters": cost["parameters"] | {"sent": sum(parameter.numel() for parameter in shared)}}
+
+
+def _by_client(rows: Sequence[Mapping], column: str, how: Callable) -> dict[str, float | None]:
+    """``how`` of what was measured, by client; None for one of whom nothing was."""
+    values: dict[str, list] = {row["client"]: [] for row in rows}
+    for row in rows:
+        values[row["client"]] += [row[column]] if row[column] is not None else []
+    return {client: how(own) if own else None for client, own in values.items()}
 
 
 def _failures(rows: list[dict]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from math import isfinite
@@ -124,12 +124,12 @@ def run_rounds(
             outcome, training = outcomes[member.node], member in asked
             outcome.failure = _failure(reply, options.deadline)
             if outcome.failure is None:
-                outcome.metrics = dict(reply.content["metrics"])
+                outcome.metrics, outcome.bytes_up = dict(reply.content["metrics"]), _payload(reply.content)
                 if training and (refusal := _refusal(reply.content, down.expected(member, resting), rule)):
-                    # What it says of the model that it received is as good as ever.
-                    outcome.failure, outcome.metrics = refusal, _validation(outcome.metrics)
+                    # What it says of the model that it received, and of what its part took, is as good as ever.
+                    outcome.failure = refusal
+                    outcome.metrics = _validation(outcome.metrics) | _measured(outcome.metrics)
             if outcome.failure is None:
-                outcome.bytes_up = _payload(reply.content)
                 if training:
                     gathering.add(_update(member.client, reply.content, down.sent(member), resting, rule))
             else:
@@ -160,6 +160,9 @@ def run_rounds(
     best = _judge(rows, state.round, outcomes, members, state.tensors, best, options.selection)
     for row, member in zip(rows[-len(members) :], members):
         row["bytes_down"] += outcomes[member.node].bytes_down
+        took = _measured(outcomes[member.node].metrics)
+        row["seconds"] = _both(row["seconds"], took.get("seconds"), sum)
+        row["peak_memory"] = _both(row["peak_memory"], took.get("peak_memory"), max)
         if (failure := outcomes[member.node].failure) and row["reason"] is None:
             row["reason"] = f"{LAST}: {failure}"
     if best is None:
@@ -369,6 +372,17 @@ def _validation(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: metrics[name] for name in names} if whole else {}
 
 
+def _measured(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a reply says that its part took, as far as it is a number."""
+    kinds = {"seconds": float, "peak_memory": int}
+    return {name: kind(metrics[name]) for name, kind in kinds.items() if isfinite(metrics.get(name, float("nan")))}
+
+
+def _both(one: float | None, other: float | None, how: Callable[[list[float]], float]) -> float | None:
+    there = [value for value in (one, other) if value is not None]
+    return how(there) if there else None
+
+
 def _update(client: str, content: RecordDict, sent: Tensors, resting: Sequence[str], rule: Rule) -> Update:
     metrics = content["metrics"]
     scalars = {name: metrics[name] for name in sorted(rule.needs) if name in metrics}
@@ -377,7 +391,11 @@ def _update(client: str, content: RecordDict, sent: Tensors, resting: Sequence[s
 
 
 def _payload(content: RecordDict) -> int:
-    return payload_bytes(array for record in content.array_records.values() for array in record.values())
+    arrays = [array for record in content.array_records.values() for array in record.values()]
+    try:
+        return payload_bytes(arrays)
+    except TypeError:  # no type of numbers: such an update is refused, and was sent all the same
+        return sum(len(array.data) for array in arrays)
 
 
 def _require(quorum: int, number: int, asked: Sequence[Member], outcomes: Mapping[int, Outcome]) -> None:
@@ -393,7 +411,7 @@ def _require(quorum: int, number: int, asked: Sequence[Member], outcomes: Mappin
 def _row(number: int, member: Member, asked: bool, outcome: Outcome | None, weights: Mapping[str, float]) -> dict:
     """One row of rounds.tsv; its validation values come with the next message."""
     outcome = outcome or Outcome()
-    status = "failed" if outcome.failure else "ok"
+    status, took = "failed" if outcome.failure else "ok", _measured(outcome.metrics)
     return {
         "round": number,
         "client": member.client,
@@ -406,7 +424,8 @@ def _row(number: int, member: Member, asked: bool, outcome: Outcome | None, weig
         "weight": weights.get(member.client),
         "bytes_down": outcome.bytes_down,
         "bytes_up": outcome.bytes_up,
-        "seconds": outcome.metrics.get("seconds"),
+        "seconds": took.get("seconds"),
+        "peak_memory": took.get("peak_memory"),
     }
 
 
