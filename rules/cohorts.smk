@@ -50,7 +50,7 @@ rule split_subjects:
     params:
         code=code("split_subjects.py"),
         cohorts=COHORTS,
-        splits=STUDY["splits"],
+        splits=STUDY["splits"] | ({"external": EXTERNAL} if EXTERNAL else {}),
         seed=STUDY["seed"],
         dropping=DROPPING,
     script:

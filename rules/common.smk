@@ -58,9 +58,11 @@ else:
     INDEX = scan_index.read_index("results/cohorts")
 
 COHORTS = list(STUDY["cohorts"])
+EXTERNAL = study.external_cohorts(STUDY)  # tested on only
 UNTRAINED = "Untrained encoder (random weights)"
 ALARM = UNTRAINED if STUDY["encoder"]["weights"] == "random" else None
 CELLS = study.cells(STUDY)
+LEFT_OUT = study.left_out_cells(STUDY)  # those that are also trained without a cohort, and that cohort
 KEPT = {(cell.head, cell.tuning): study.kept(STUDY, cell.head, cell.tuning) for cell in CELLS}  # what cells train on
 KEPT_FILES = "results/embeddings/{encoder}/{cut}/{cohort}/{shard}"
 # The tunings of the grid whose embeddings are harmonized, and how.
@@ -72,6 +74,7 @@ FITTED = STUDY["preprocessing"]["intensity"] in registry.FITTED_INTENSITIES  # o
 NORMALIZED = "results/standardized/{cohort}/{shard}" if FITTED else "results/volumes/{cohort}/{shard}"
 ENVIRONMENT = "../envs/fedbrain.yaml"
 RUN = "results/runs/{head}/{tuning}/{aggregation}/seed-{seed}"
+RUN_WITHOUT = "results/runs/{head}/{tuning}/{aggregation}/without-{left_out}/seed-{seed}"
 # Heads that stand for themselves, without a tuning of the encoder.
 REFERENCE_HEADS = [
     head
@@ -79,11 +82,13 @@ REFERENCE_HEADS = [
     if study.kind_of(STUDY, "head", head) in registry.TUNING_OF_REFERENCE
 ]
 LIGHT = ("lora", "dual_lora", "norm")  # the tunings that train few parameters
+EXTRA = []  # tables in results/evaluation that a study has only where it asks for them; the study page shows them
 WEIGHTED = ("fedce", "rate_my_lora")  # the rules whose contribution weights change from round to round
 
 
 wildcard_constraints:
     cohort=r"[A-Za-z][A-Za-z0-9]*",
+    left_out=r"[A-Za-z][A-Za-z0-9]*",
     shard=r"\d+",
     encoder=r"[a-z0-9_]+(-random)?",
     cut=r"[a-z0-9]+",
@@ -128,6 +133,15 @@ def runs(pattern):
     return [
         pattern.format(head=cell.head, tuning=cell.tuning, aggregation=cell.aggregation, seed=seed)
         for cell, seeds in CELLS.items()
+        for seed in seeds
+    ]
+
+
+def runs_without(pattern):
+    """``pattern`` for every cell, cohort and seed of the grid that is trained without the cohort."""
+    return [
+        pattern.format(head=cell.head, tuning=cell.tuning, aggregation=cell.aggregation, left_out=left_out, seed=seed)
+        for (cell, left_out), seeds in LEFT_OUT.items()
         for seed in seeds
     ]
 
@@ -187,8 +201,12 @@ def harmonized_tunings(encoder):
 
 
 def harmonization_file(wildcards):
-    """What a cell's embeddings are adjusted by, if they are."""
-    return f"results/harmonization/{wildcards.tuning}.safetensors" if wildcards.tuning in HARMONIZED else []
+    """What a cell's embeddings are adjusted by, if they are; for one that is trained without a cohort fitted without it, too."""
+    if wildcards.tuning not in HARMONIZED:
+        return []
+    left_out = wildcards.get("left_out")
+    folder = f"without-{left_out}/" if left_out else ""
+    return f"results/harmonization/{folder}{wildcards.tuning}.safetensors"
 
 
 def weights_of(encoder):
@@ -304,7 +322,7 @@ def weighted_runs(wildcards):
 
 def figure_files():
     """The figures of this study."""
-    names = ["auc_by_head", "intensity_profiles", "auc_forest", "auc_table", "auc_by_cost"]
+    names = ["auc_by_head", "intensity_profiles", "auc_forest", "auc_table", "auc_by_cost", "communication"]
     names += ["roc_curves", "calibration_curves"]
     names += [f"site_effects-{encoder}" for encoder in frozen_encoders()]
     if several_tunings():
@@ -321,8 +339,8 @@ def quality_pages():
 
 
 def make_report():
-    """Writes results/report.html, once everything that belongs into it is there."""
-    needed = ["results/report/study.rst", "results/evaluation/performance.tsv", *quality_pages(), *figure_files()]
+    """Writes results/report.html, once everything that belongs into it is there, and says where it and the study page are."""
+    needed = ["results/report/study.html", "results/report/study.rst", "results/evaluation/performance.tsv", *quality_pages(), *figure_files()]
     if not all(map(os.path.exists, needed)):
         return say("no report yet: this run was asked for a part of the study only")
     # The config as it was used, whatever came from the command line.
@@ -330,4 +348,5 @@ def make_report():
     command = [sys.executable, "-m", "snakemake", "--snakefile", workflow.main_snakefile, "--nolock", "--quiet", "all"]
     command += ["--configfile", "results/report/config.json", "--report", "results/report.html"]
     subprocess.run(command, check=True)
-    say(f"the report is {os.path.abspath('results/report.html')}")
+    say(f"the study page is {os.path.abspath('results/report/study.html')}")
+    say(f"the report, with that page and all figures and tables, is {os.path.abspath('results/report.html')}")

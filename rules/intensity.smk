@@ -28,10 +28,12 @@ rule fit_intensity:
         "../workflow_scripts/fit_intensity.py"
 
 
-# What travels between clients where the scale is shared: these small files, and nothing else.
+# What travels between clients where the scale is shared: these small files, and nothing else. External cohorts have none.
 rule share_intensity:
     input:
-        scales=expand("results/standardized/{cohort}/scale.json", cohort=COHORTS),
+        scales=expand(
+            "results/standardized/{cohort}/scale.json", cohort=[cohort for cohort in COHORTS if cohort not in EXTERNAL]
+        ),
     output:
         scale="results/standardized/scale.json",
     log:

@@ -28,9 +28,20 @@ rule fit_harmonization:
             "fit_harmonization.py", registry.module_of("harmonization", HARMONIZED[wildcards.tuning]["name"])
         ),
         cohorts=COHORTS,
-        harmonization=lambda wildcards: HARMONIZED[wildcards.tuning],
+        harmonization=lambda wildcards: HARMONIZED[wildcards.tuning] | ({"unseen": EXTERNAL} if EXTERNAL else {}),
     script:
         "../workflow_scripts/fit_harmonization.py"
+
+
+use rule fit_harmonization as fit_harmonization_without with:
+    output:
+        parameters="results/harmonization/without-{left_out}/{tuning}.safetensors",
+        clients="results/harmonization/without-{left_out}/{tuning}.tsv",
+        provenance="results/harmonization/without-{left_out}/{tuning}.json",
+    log:
+        "results/logs/fit_harmonization_without/{tuning}-{left_out}.log",
+    benchmark:
+        "results/benchmarks/fit_harmonization_without/{tuning}-{left_out}.tsv"
 
 
 rule measure_site_effects:

@@ -37,3 +37,17 @@ rule train_cell:
         encoder=cell_encoder,
     script:
         "../workflow_scripts/train_cell.py"
+
+
+# The same job, but for the cohort that only has test scans in it.
+use rule train_cell as train_cell_without with:
+    output:
+        rounds=f"{RUN_WITHOUT}/rounds.tsv",
+        predictions=f"{RUN_WITHOUT}/predictions.tsv",
+        validation=f"{RUN_WITHOUT}/predictions_validation.tsv",
+        model=f"{RUN_WITHOUT}/model.safetensors",
+        summary=f"{RUN_WITHOUT}/summary.json",
+    log:
+        "results/logs/train_cell_without/{head}-{tuning}-{aggregation}-{left_out}-{seed}.log",
+    benchmark:
+        "results/benchmarks/train_cell_without/{head}-{tuning}-{aggregation}-{left_out}-{seed}.tsv"

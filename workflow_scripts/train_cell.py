@@ -10,10 +10,10 @@ set_threads(snakemake.threads)
 keep_freed_memory()
 
 from fedbrain.federated.cell import train_cell  # noqa: E402
-from fedbrain.federated.data import load_clients  # noqa: E402
+from fedbrain.federated.data import leave_out, load_clients  # noqa: E402
 from fedbrain.models.classifier import EncoderSource  # noqa: E402
 from fedbrain.registry import lookup  # noqa: E402
-from fedbrain.tables import SCANS, by_cohort, read_table  # noqa: E402
+from fedbrain.tables import SCANS, SPLITS, by_cohort, read_table  # noqa: E402
 
 cohorts = snakemake.params.cohorts
 clients = load_clients(
@@ -22,6 +22,8 @@ clients = load_clients(
     splits=snakemake.input.splits,
     dropped=snakemake.input.dropped,
 )
+if left_out := snakemake.wildcards.get("left_out"):
+    clients = leave_out(clients, left_out, read_table(snakemake.input.splits, SPLITS))
 if snakemake.input.harmonization:
     harmonization = lookup("harmonization", snakemake.params.tuning["harmonization"])
     tables = {cohort: read_table(path, SCANS) for cohort, path in zip(cohorts, snakemake.input.scans)}

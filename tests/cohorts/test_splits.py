@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedbrain.cohorts.splits import find_duplicates, split_subjects
+from fedbrain.cohorts.splits import (
+    assert_no_leakage,
+    external_cohorts,
+    find_duplicates,
+    known_elsewhere,
+    known_without,
+    split_subjects,
+)
 from fedbrain.errors import StudyError
 
 
@@ -183,3 +190,62 @@ def test_a_cohort_that_never_had_cases_may_lose_scans():
 def test_dropping_all_that_would_train_is_an_error():
     with pytest.raises(StudyError, match="cohort a: quality.drop leaves it without a training subject"):
         dropping(cohort(1, 2), [2], validation=0, test=0.9)
+
+
+def split_with_external(cohorts, external, **options):
+    scans = {name: pair[0] for name, pair in cohorts.items()}
+    volumes = {name: pair[1] for name, pair in cohorts.items()}
+    settings = {"validation": 0.2, "test": 0.3, "link_ids": True, "seed": 0} | options
+    return split_subjects(scans, volumes, external=external, **settings)
+
+
+@pytest.mark.parametrize("order", [("a", "b", "ext"), ("ext", "a", "b")])
+def test_an_external_cohort_is_all_test_and_the_others_are_dealt_out_as_without_it(order):
+    pairs = {"a": cohort(7, 9, "a"), "b": cohort(5, 6, "b"), "ext": cohort(8, 4, "e", sha={1: "a2-0", 3: "b4-0"})}
+    table = split_with_external({name: pairs[name] for name in order}, ["ext"])
+    assert set(table.loc[table["cohort"] == "ext", "split"]) == {"test"}
+    inside = table[table["cohort"] != "ext"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(inside, split({name: pairs[name] for name in order if name != "ext"}))
+    assert external_cohorts(table) == ["ext"]
+    assert external_cohorts(inside) == []
+
+
+def test_a_person_of_a_training_cohort_has_no_part_in_an_external_test():
+    pairs = {"ext": cohort(6, 6, "e", visits=2, sha={1: "a2-0"}), "a": cohort(7, 9, "a")}
+    pairs["ext"][0].loc[lambda t: t["subject"] == "e5", "subject"] = "a4"  # one id in both
+    scans, volumes = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
+    table = split_with_external(pairs, ["ext"])
+    assert_no_leakage(table)
+    mine = table[table["cohort"] == "ext"]
+    assert set(mine["subject"]) == {f"e{n}" for n in range(12)} - {"e1", "e5"}
+    assert not set(mine["person"]) & set(table.loc[table["cohort"] == "a", "person"])
+    known = known_elsewhere(scans, volumes, link_ids=True, external=["ext"])
+    assert sorted(known["scan"]) == ["sub-e1_ses-0", "sub-e1_ses-1", "sub-e5_ses-0", "sub-e5_ses-1"]
+    assert set(known["cohort"]) == {"ext"}
+    assert known["reason"].str.contains("another cohort").all()
+    assert "a4" in set(split_with_external(pairs, ["ext"], link_ids=False).query("cohort == 'ext'")["subject"])
+
+
+def test_a_person_whose_scans_elsewhere_are_all_left_out_is_a_stranger():
+    pairs = {"a": cohort(7, 9, "a"), "ext": cohort(4, 4, "e", sha={1: "a2-0"})}
+    scans, volumes = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
+    dropped = {"a": {"sub-a2_ses-0"}}
+    assert not len(known_elsewhere(scans, volumes, link_ids=True, external=["ext"], dropped=dropped))
+    table = split_subjects(
+        scans, volumes, validation=0.2, test=0.3, link_ids=True, seed=0, dropped=dropped, external=["ext"]
+    )
+    assert "e1" in set(table["subject"])
+
+
+def test_an_external_cohort_without_a_stranger_stops_the_study():
+    pairs = {"a": cohort(4, 4, "a"), "ext": cohort(1, 1, "e", sha={0: "a2-0", 1: "a6-0"})}
+    with pytest.raises(StudyError, match="cohort ext: it is external, and no subject is left to test on"):
+        split_with_external(pairs, ["ext"])
+
+
+def test_who_a_model_without_a_cohort_knows_from_elsewhere():
+    rows = [("a", "1", "p", "train"), ("a", "2", "q", "test"), ("a", "3", "r", "validation"), ("a", "4", "s", "train")]
+    rows += [("b", "1", "p", "train"), ("b", "2", "q", "test"), ("b", "3", "r", "validation"), ("b", "9", "t", "train")]
+    table = pd.DataFrame(rows, columns=["cohort", "subject", "person", "split"])
+    assert known_without("a", table) == {"1", "3"}  # q is a test person everywhere, s is nowhere else
+    assert known_without("b", table) == {"1", "3"}

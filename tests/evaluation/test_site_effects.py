@@ -206,3 +206,17 @@ def test_the_projection_keeps_one_pair_of_directions_for_all_harmonizations():
     assert plain["first_share"].iloc[0] == pytest.approx(variances[0] / 5)
     assert np.ptp(moved["first"] - plain["first"]) < 1e-9  # a shift of all features is a shift of all points
     assert (moved["first"] - plain["first"]).iloc[0] != pytest.approx(0)
+
+
+def test_an_external_cohort_is_told_on_all_scans_and_not_where_its_adjustment_was_found():
+    scans = make_scans()
+    scans.loc[scans["cohort"] == "east", "split"] = "test"
+    values = shifted(scans, by=3)
+    table = measured({("mean", "none"): values, ("mean", "combat"): values}, scans)
+    assert set(table.query("side == 'all'")["cohort"]) == {"all", *COHORTS}
+    held_out = table[table["side"] == "held out"]
+    assert set(held_out["cohort"]) == {"all", "north", "south"}
+    assert held_out["note"].str.contains("east: external, adjusted by its test scans themselves, left out").all()
+    outside = scans["cohort"] != "east"
+    counted = held_out[held_out["label"] == "all"].iloc[0]["subjects"]
+    assert counted == scans[outside & (scans["split"] != "train")]["person"].nunique()

@@ -11,7 +11,7 @@ from small_clients import make_client
 from fedbrain.errors import StudyError
 from fedbrain.federated.cell import train_cell
 from fedbrain.federated.combat import adjustment, affine, pooled_estimates, site_sums
-from fedbrain.federated.data import Rows, pool_clients
+from fedbrain.federated.data import Rows, pool, pool_clients
 from fedbrain.federated.harmonization import ComBat, channel_features
 from fedbrain.tables import SCANS
 
@@ -199,3 +199,45 @@ def test_a_cell_trains_on_harmonized_embeddings_and_refuses_the_wrong_ones(clien
         train_cell(after, tuning="frozen", folder=tmp_path / "no", **options)
     with pytest.raises(StudyError, match="harmonization combat, and the clients' embeddings are not harmonized"):
         train_cell(clients, tuning="combat", tuning_options=harmonized, folder=tmp_path / "no", **options)
+
+
+def without_sides(client):
+    """The client as one that trains nothing: all its scans are test scans."""
+    whole = pool([client.train, client.validation, client.test])
+    return replace(client, train=whole_of(whole, 0), validation=whole_of(whole, 0), test=whole)
+
+
+def whole_of(samples, count):
+    return replace(
+        samples, x=samples.x[:count], y=samples.y[:count], subjects=samples.subjects[:count],
+        sessions=samples.sessions[:count], scans=samples.scans[:count],
+    )  # fmt: skip
+
+
+def test_an_unseen_cohort_changes_nothing_for_the_others_and_is_adjusted_by_its_own_scans(clients):
+    scans = scan_tables(clients)
+    alone = {name: client for name, client in clients.items() if name != "B"}
+    expected, table_alone = ComBat.fit(alone, scans, covariates=["age"])
+    unseen = clients | {"B": without_sides(clients["B"])}
+    found, table = ComBat.fit(unseen, scans, covariates=["age"], unseen=["B"])
+    for name in ("mean", "slopes", "variance"):
+        np.testing.assert_array_equal(getattr(found.pooled, name), getattr(expected.pooled, name))
+    for name in alone:
+        np.testing.assert_array_equal(found.clients[name].location, expected.clients[name].location)
+    pd.testing.assert_frame_equal(table[table["client"] != "B"].reset_index(drop=True), table_alone)
+    row = table[table["client"] == "B"].iloc[0]
+    assert (row["numbers_up"], row["bytes_up"], row["subjects"]) == (0, 0, len(set(unseen["B"].test.subjects)))
+    # Its shift of three channel units and its spread are undone, so that its means lie where the others' are.
+    harmonized = found.apply(unseen, scans)
+    before, after = (channel_features(of["B"].test.x)[0] for of in (unseen, harmonized))
+    centre = channel_features(unseen["A"].train.x)[0].mean(0)
+    assert np.abs(after.mean(0) - centre).mean() < 0.2 * np.abs(before.mean(0) - centre).mean()
+    turned = unseen | {"B": replace(unseen["B"], test=replace(unseen["B"].test, y=1 - unseen["B"].test.y))}
+    again, _ = ComBat.fit(turned, scans, covariates=["age"], unseen=["B"])
+    np.testing.assert_array_equal(again.clients["B"].location, found.clients["B"].location)  # labels have no part
+
+
+def test_an_unseen_cohort_of_two_subjects_cannot_be_adjusted(clients):
+    unseen = clients | {"C": replace(clients["C"], test=whole_of(clients["C"].test, 2))}
+    with pytest.raises(StudyError, match="cohort C: 2 test subjects, and ComBat needs 3"):
+        ComBat.fit(unseen, scan_tables(clients), unseen=["C"])

@@ -15,10 +15,13 @@ from fedbrain.study.config import (
     cells,
     checked,
     drawn_aggregation,
+    external_cohorts,
     harmonization,
     kept,
     kind_of,
+    left_out_cells,
     options_of,
+    training_cohorts,
     training_options,
     weights_to_train,
 )
@@ -399,3 +402,66 @@ def test_a_tuning_says_itself_which_adapters_it_has(config_schema, monkeypatch):
         assert checked(private(rule, entries, "pairs"), config_schema)
     with pytest.raises(StudyError, match="FedBN, linear/pairs"):
         checked(private("fedbn", [], "pairs"), config_schema)
+
+
+def leaving(left_out, *, external=(), aggregations=("fedavg",), **more):
+    config = changed("grid", value=[{"heads": ["linear"], "aggregations": list(aggregations), "leave_out": left_out}])
+    config["cohorts"] = {name: {"table": f"{name}.tsv", "external": name in external} for name in "abcd"}
+    return config | more
+
+
+def test_cells_without_a_cohort_stand_beside_the_cells_and_change_none(config_schema):
+    config = leaving("each", external=["c"], aggregations=("fedavg", "fedce"))
+    config["grid"][0]["seeds"] = [0, 1]
+    config["grid"].append({"heads": ["linear"], "aggregations": ["fedavg", "local"], "seeds": [2], "leave_out": ["b"]})
+    config["grid"][1] = {**config["grid"][1], "aggregations": ["fedavg"]}
+    study = checked(config, config_schema)
+    cell = Cell("linear", "frozen", "fedavg")
+    assert left_out_cells(study)[cell, "a"] == [0, 1]
+    assert left_out_cells(study)[cell, "b"] == [0, 1, 2]
+    assert list(left_out_cells(study)) == [
+        (Cell("linear", "frozen", rule), cohort) for cohort in "abd" for rule in ("fedavg", "fedce")
+    ]
+    for block in config["grid"]:
+        del block["leave_out"]
+    assert cells(study) == cells(checked(config, config_schema))
+    assert left_out_cells(checked(config, config_schema)) == {}
+    assert (external_cohorts(study), training_cohorts(study)) == (["c"], ["a", "b", "d"])
+
+
+NYUL = {"preprocessing": {"intensity": "nyul"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (leaving(["nort"]), "grid.0.leave_out: there is no cohort 'nort'; known: a, b, c, d"),
+        (leaving(["a"], external=["a"]), "grid.0.leave_out: a is external and never trains"),
+        (leaving("each", external="abc"), "grid.0.leave_out: d alone trains, and nobody would be left"),
+        (leaving([], external="abcd"), "cohorts: all of them are external, and nobody is left to train"),
+        (leaving("each", aggregations=["fedavg", "local"]), "give local a block of its own"),
+        (leaving("every"), "grid.0.leave_out"),
+        (leaving("each", **NYUL), "preprocessing.intensity nyul is fitted on all cohorts' training scans"),
+        (leaving(None, external="a"), "grid.0.leave_out"),
+        (
+            leaving(["a"], external="b", aggregations=["krum"], aggregation={"krum": {"byzantine": 0}}),
+            "grid.0: aggregation krum: with byzantine 0 it needs 3 clients, there are 2",
+        ),
+        (leaving(["a"], training={"sample": 4}), "sample is 4, and there are 3 cohorts where one is left out"),
+    ],
+)
+def test_cohorts_that_cannot_be_left_out_or_kept_apart_are_told_at_the_start(config_schema, config, words):
+    if config["grid"][0]["leave_out"] == []:
+        del config["grid"][0]["leave_out"]
+    with pytest.raises(StudyError) as error:
+        checked(config, config_schema)
+    assert words in str(error.value)
+
+
+def test_an_external_cohort_needs_a_scale_of_the_others(config_schema):
+    config = leaving(["b"], external=["a"], preprocessing={"intensity": "nyul", "nyul": {"scale": "client"}})
+    del config["grid"][0]["leave_out"]
+    with pytest.raises(StudyError, match=r"cohorts\.a: it is external and has no training scans to fit a scale"):
+        checked(config, config_schema)
+    config["preprocessing"]["nyul"]["scale"] = "shared"
+    assert external_cohorts(checked(config, config_schema)) == ["a"]

@@ -17,9 +17,10 @@ import pandas as pd
 
 from fedbrain.errors import StudyError
 from fedbrain.provenance import digest
-from fedbrain.tables import DUPLICATES, SPLITS
+from fedbrain.tables import DROPPED, DUPLICATES, SPLITS
 
 SIDES = ("train", "validation", "test")
+KNOWN = "a person that another cohort has, too: no part in an external test"
 
 
 def split_subjects(
@@ -31,6 +32,7 @@ def split_subjects(
     link_ids: bool,
     seed: int,
     dropped: Mapping[str, Collection[str]] | None = None,
+    external: Collection[str] = (),
 ) -> pd.DataFrame:
     """Deals the subjects of all cohorts out to the three sides.
 
@@ -42,14 +44,17 @@ def split_subjects(
         link_ids: whether one subject id in two cohorts is one person.
         seed: of the order in which persons are dealt out.
         dropped: per cohort, scans that take no part because of their quality.
+        external: the cohorts that are tested on and never trained on. Their subjects that are persons of another cohort have
+            no row (see :func:`known_elsewhere`); the other cohorts are dealt out as if these were not there.
 
     Returns tables.SPLITS, one row per cohort and subject; a subject is a case if any of its scans is.
-    Raises StudyError where dropping takes all cases, controls or training subjects from a cohort.
+    Raises StudyError where dropping takes all cases, controls or training subjects from a cohort, and where no subject of an
+    external cohort is left.
     """
-    everyone = _members(scans, volumes)
-    everyone["person"] = _persons(everyone, link_ids)
-    usable = everyone[everyone["status"] == "ok"]
+    usable = _usable(scans, volumes, link_ids, external)
     members = _without(usable, dropped or {})
+    strangers = ~_is_known_elsewhere(members, external)
+    members = members[strangers].reset_index(drop=True)
     subjects = (
         members.groupby(["cohort", "subject"], sort=False)
         .agg(person=("person", "first"), label=("label", "max"))
@@ -58,6 +63,8 @@ def split_subjects(
     order = {cohort: number for number, cohort in enumerate(scans)}
     strata: dict[tuple, list[str]] = {}
     for person, rows in subjects.groupby("person", sort=True):
+        if rows["cohort"].isin(external).all():
+            continue
         home = min(rows["cohort"], key=order.__getitem__)
         label = int(rows.loc[rows["cohort"] == home, "label"].max())
         strata.setdefault((order[home], label), []).append(person)
@@ -66,11 +73,47 @@ def split_subjects(
         persons = sorted(strata[key], key=lambda person: hashlib.sha256(f"{seed}/{person}".encode()).digest())
         for person, name in zip(persons, _deal(len(persons), validation, test)):
             side[person] = name
-    subjects["split"] = subjects["person"].map(side)
+    subjects["split"] = subjects["person"].map(side).where(~subjects["cohort"].isin(external), "test")
+    for cohort in external:
+        if cohort not in set(subjects["cohort"]):
+            raise StudyError(
+                f"cohort {cohort}: it is external, and no subject is left to test on: all its scans failed, were dropped, or are of "
+                "persons that other cohorts have, too; see results/cohorts/duplicates.tsv, or take the cohort out"
+            )
     for cohort, scans_left_out in (dropped or {}).items():
-        if scans_left_out:
+        if scans_left_out and cohort not in external:
             _assert_enough_left(cohort, usable[usable["cohort"] == cohort], subjects[subjects["cohort"] == cohort])
     return subjects[list(SPLITS)]
+
+
+def known_elsewhere(
+    scans: Mapping[str, pd.DataFrame],
+    volumes: Mapping[str, pd.DataFrame],
+    *,
+    link_ids: bool,
+    external: Collection[str],
+    dropped: Mapping[str, Collection[str]] | None = None,
+) -> pd.DataFrame:
+    """The sound scans of external cohorts whose person a cohort that trains has, too: they take no part (tables.DROPPED)."""
+    members = _without(_usable(scans, volumes, link_ids, external), dropped or {})
+    rows = members.loc[_is_known_elsewhere(members, external), ["cohort", "scan"]]
+    return rows.assign(reason=KNOWN)[list(DROPPED)].astype(DROPPED).reset_index(drop=True)
+
+
+def external_cohorts(splits: pd.DataFrame) -> list[str]:
+    """The cohorts of a table SPLITS that neither train nor choose anything: all their subjects are test subjects."""
+    alone = splits["split"].eq("test").groupby(splits["cohort"].astype(str), sort=False).all()
+    return list(alone.index[alone])
+
+
+def known_without(cohort: str, splits: pd.DataFrame) -> set[str]:
+    """The subjects of a cohort that a model trained without it may know all the same: persons who train or validate in another.
+
+    splits: a table SPLITS.
+    """
+    mine, held_out = splits["cohort"] == cohort, splits["split"] == "test"
+    elsewhere = set(splits.loc[~mine & ~held_out, "person"].dropna())
+    return set(splits.loc[mine & splits["person"].isin(elsewhere), "subject"])
 
 
 def digest_of_dropped(dropped: pd.DataFrame) -> str:
@@ -110,6 +153,20 @@ def assert_no_leakage(splits: pd.DataFrame, place: str | PathLike = "splits") ->
                 f"{place}: {count} {what}(s) on two sides of the split (cohorts {cohorts}; lines {lines}): test results "
                 "would be too good. Delete the file and run again, or mend the column person"
             )
+
+
+def _usable(scans, volumes, link_ids, external) -> pd.DataFrame:
+    """All sound scans with their persons."""
+    # External ones last, so that a person's name, and with it its place in the order, is what it would be without them.
+    ordered = sorted(scans, key=lambda cohort: cohort in external)
+    everyone = _members({cohort: scans[cohort] for cohort in ordered}, volumes)
+    everyone["person"] = _persons(everyone, link_ids)
+    return everyone[everyone["status"] == "ok"]
+
+
+def _is_known_elsewhere(members: pd.DataFrame, external: Collection[str]) -> pd.Series:
+    outside = members["cohort"].isin(external)
+    return outside & members["person"].isin(members.loc[~outside, "person"])
 
 
 def _members(scans: Mapping[str, pd.DataFrame], volumes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

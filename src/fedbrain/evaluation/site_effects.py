@@ -17,6 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from fedbrain.cohorts.splits import external_cohorts
 from fedbrain.evaluation.bootstrap import intervals
 from fedbrain.evaluation.metrics import auc
 from fedbrain.tables import SITE_EFFECTS, SITE_PROJECTION, SITE_VARIANCE
@@ -43,7 +44,8 @@ def site_effects(
     split. cohorts: in the order of the config.
 
     Harmonized features are measured on the scans that the harmonization was not fitted on (validation and test), since on the
-    others cohorts are alike by construction; the same features without it on these and on all scans. Intervals are over persons, drawn within
+    others cohorts are alike by construction; the same features without it on these and on all scans. An external cohort is not among the
+    former: its location and scale are of its test scans. Intervals are over persons, drawn within
     cohorts, and take the cross-validated predictions as given. Chance is 1 / cohorts for balanced accuracy, the largest
     cohort's share for accuracy, 0.5 for AUC.
     """
@@ -53,10 +55,14 @@ def site_effects(
         mine = scans[chosen]
         complete = np.isfinite(values[chosen]).all(0)
         notes = [] if complete.all() else [f"{int((~complete).sum())} feature(s) missing of some scans left out"]
+        compared = list(cohorts)
+        if place["side"] == HELD_OUT and (external := [name for name in cohorts if name in external_cohorts(scans)]):
+            compared = [name for name in cohorts if name not in external]
+            notes.append(f"{', '.join(external)}: external, adjusted by its test scans themselves, left out")
         rows += [
             place | row
             for row in _measured(
-                values[chosen][:, complete], mine, cohorts=cohorts, seed=seed, notes=notes, options=options
+                values[chosen][:, complete], mine, cohorts=compared, seed=seed, notes=notes, options=options
             )
         ]
     return pd.DataFrame(rows, columns=list(SITE_EFFECTS)).astype(SITE_EFFECTS)
@@ -150,7 +156,8 @@ def balanced_accuracy(cohort, predicted, weights=None):
 def _subsets(features, scans) -> Iterator[tuple[dict, np.ndarray, np.ndarray]]:
     """What is measured: its place in a table, which scans, and the features of all scans."""
     harmonized = {name for name, harmonization in features if harmonization != NONE}
-    held_out, controls = (scans["split"] != "train").to_numpy(bool), (scans["label"] == 0).to_numpy(bool)
+    controls = (scans["label"] == 0).to_numpy(bool)
+    held_out = ((scans["split"] != "train") & ~scans["cohort"].isin(external_cohorts(scans))).to_numpy(bool)
     for (name, harmonization), values in features.items():
         sides = ([ALL] if harmonization == NONE else []) + ([HELD_OUT] if name in harmonized else [])
         for side in sides:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedbrain.cohorts.splits import SIDES, assert_no_leakage
+from fedbrain.cohorts.splits import SIDES, assert_no_leakage, known_without
 from fedbrain.errors import StudyError
 from fedbrain.provenance import digest
 from fedbrain.tables import DROPPED, SCANS, SPLITS, read_table
@@ -59,6 +59,10 @@ class Rows:
         if isinstance(index, slice):
             return Rows(self._rows[index], self._device, self._maps[index])
         return torch.stack([_read(self._rows[i], self._maps[i]) for i in index.tolist()]).to(self._device)
+
+    def at(self, places: Sequence[int]) -> "Rows":
+        """The rows at some places, in that order, still where they are."""
+        return Rows([self._rows[i] for i in places], self._device, [self._maps[i] for i in places])
 
     def to(self, device: str) -> "Tensor | Rows":
         """The same rows, wanted on ``device``: moved there for good if a GPU has room for them, else batch by batch."""
@@ -151,6 +155,33 @@ def pool_clients(clients: Sequence[ClientData], name: str = "pooled") -> ClientD
         origin=clients[0].origin,
         fingerprint=digest([client.fingerprint for client in clients]),
     )
+
+
+def leave_out(clients: Mapping[str, ClientData], cohort: str, splits: pd.DataFrame) -> dict[str, ClientData]:
+    """The same clients, but all scans of one cohort are test scans, so that it trains and chooses nothing.
+
+    Its persons who train or validate in another cohort (column person of ``splits``, a table SPLITS) have no scan left there: the
+    model knows them. Raises StudyError for an unknown cohort.
+    """
+    if cohort not in clients:
+        raise StudyError(f"cohort {cohort} cannot be left out: the clients are {', '.join(clients)}")
+    client, known = clients[cohort], known_without(cohort, splits)
+    everything = pool([getattr(client, side) for side in SIDES])
+    order = sorted(
+        (place for place, subject in enumerate(everything.subjects) if subject not in known),
+        key=everything.scans.__getitem__,
+    )
+    none = client.without_test().test
+    return dict(clients) | {
+        cohort: replace(client, train=none, validation=none, test=chosen_scans(everything, order)),
+    }
+
+
+def chosen_scans(samples: Samples, places: Sequence[int]) -> Samples:
+    """The scans at some places, in that order."""
+    labels = samples.y[torch.tensor(places, dtype=torch.int64)]
+    names = (tuple(getattr(samples, name)[place] for place in places) for name in ("subjects", "sessions", "scans"))
+    return Samples(samples.x.at(places), labels, *names)
 
 
 def load_clients(

@@ -9,10 +9,14 @@ to tell them from.
 
 Labels have no part. The covariates age and sex may be kept, since they are known of every scan; the diagnosis may not: it would have to be
 known of a test scan before it is classified.
+
+A cohort that takes no part in the training (external, or left out) takes none in the pooled estimates. Its location and scale it tells by
+itself, from all its subjects and without their labels, against those estimates: so it must have some scans together before
+the first can be harmonized, and where its share of cases differs, some of the disease's effect goes with its location.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 
@@ -47,27 +51,34 @@ class ComBat:
 
     @classmethod
     def fit(
-        cls, clients: Mapping[str, ClientData], scans: Mapping[str, pd.DataFrame], *, covariates: Sequence[str] = ()
+        cls,
+        clients: Mapping[str, ClientData],
+        scans: Mapping[str, pd.DataFrame],
+        *,
+        covariates: Sequence[str] = (),
+        unseen: Collection[str] = (),
     ) -> "tuple[ComBat, pd.DataFrame]":
         """Fits on the training subjects; also returns a table HARMONIZATION: what travelled and what was found, by client.
 
-        scans: for each client its table SCANS, from which covariates are read.
-        Raises StudyError for a client with fewer than three training subjects, a missing age or sex, or covariates that do
-        not vary within any client.
+        scans: for each client its table SCANS, from which covariates are read. unseen: clients without a part in the pooled
+        estimates, which tell their location and scale from their test subjects.
+        Raises StudyError for a client with fewer than three training subjects (test subjects, where unseen), a missing age or
+        sex, or covariates that do not vary within any client.
         """
         sums = {}
         for name, client in clients.items():
-            first = _first_scans(client.train)
+            part, which = (client.test, "test") if name in unseen else (client.train, "training")
+            first = _first_scans(part)
             if len(first) < FEWEST:
                 raise StudyError(
-                    f"cohort {name}: {len(first)} training subjects, and ComBat needs {FEWEST} of every client to tell its "
+                    f"cohort {name}: {len(first)} {which} subjects, and ComBat needs {FEWEST} of every client to tell its "
                     "location and scale; add subjects, leave the cohort out, or train with harmonization: none"
                 )
-            means, _ = channel_features(client.train.x)
-            x = _covariates(name, client.train.scans, scans[name], covariates)
+            means, _ = channel_features(part.x)
+            x = _covariates(name, part.scans, scans[name], covariates)
             sums[name] = site_sums(means[first], x[first])
         try:
-            pooled = pooled_estimates(list(sums.values()))
+            pooled = pooled_estimates([own for name, own in sums.items() if name not in unseen])
             found = {name: adjustment(own, pooled) for name, own in sums.items()}
         except ValueError as error:
             raise StudyError(f"harmonization with covariates {', '.join(covariates) or 'none'}: {error}") from error
@@ -76,9 +87,9 @@ class ComBat:
             {
                 "client": name,
                 "subjects": own.count,
-                "numbers_up": own.numbers,
+                "numbers_up": 0 if name in unseen else own.numbers,
                 "numbers_down": pooled.numbers,
-                "bytes_up": BYTES * own.numbers,
+                "bytes_up": 0 if name in unseen else BYTES * own.numbers,
                 "bytes_down": BYTES * pooled.numbers,
                 "location": np.median(np.abs(found[name].location[varies])),
                 "scale": np.median(found[name].scale[varies]),

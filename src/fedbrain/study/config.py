@@ -71,6 +71,38 @@ def cells(config: Mapping) -> dict[Cell, list[int]]:
     return result
 
 
+def left_out_cells(config: Mapping) -> dict[tuple[Cell, str], list[int]]:
+    """The cells that are also trained without a cohort, and that cohort, with their seeds, in the order of the blocks."""
+    result: dict[tuple[Cell, str], list[int]] = {}
+    for block in config["grid"]:
+        for cohort in _left_out(config, block):
+            for cell, chosen in cells({"grid": [block]}).items():
+                seeds = result.setdefault((cell, cohort), [])
+                seeds.extend(seed for seed in chosen if seed not in seeds)
+    return result
+
+
+def external_cohorts(config: Mapping) -> list[str]:
+    """The cohorts that are tested on and never trained on."""
+    return [name for name, options in config["cohorts"].items() if options.get("external")]
+
+
+def training_cohorts(config: Mapping) -> list[str]:
+    """The cohorts that train: the clients of the federation."""
+    return [name for name, options in config["cohorts"].items() if not options.get("external")]
+
+
+def _left_out(config: Mapping, block: Mapping) -> list[str]:
+    """The cohorts that a block of the grid leaves out in turn."""
+    asked = block.get("leave_out") or []
+    return training_cohorts(config) if asked == "each" else list(asked)
+
+
+def _fewest_clients(config: Mapping, block: Mapping) -> int:
+    """How many clients the smallest federation of a block has."""
+    return len(training_cohorts(config)) - bool(_left_out(config, block))
+
+
 AXES = {"head": "heads", "tuning": "tunings", "aggregation": "aggregations"}  # sections of options, lists of the grid
 
 
@@ -243,6 +275,15 @@ def _problems(config: Mapping) -> Iterator[str]:
                 check_options(name, cohort["phantom"])
             except StudyError as error:
                 yield str(error)
+    if not training_cohorts(config):
+        yield "cohorts: all of them are external, and nobody is left to train; take external away from at least one"
+    fitted = config["preprocessing"]["intensity"] in registry.FITTED_INTENSITIES
+    if fitted and config["preprocessing"]["nyul"]["scale"] != "shared":
+        for name in external_cohorts(config):
+            yield (
+                f"cohorts.{name}: it is external and has no training scans to fit a scale of its own to; write "
+                "preprocessing.nyul.scale: shared, so that it is brought onto the scale of the cohorts that train"
+            )
     if "pooled" in config["cohorts"]:
         yield "cohorts.pooled: this name is taken (all clients together); choose another"
     if config["splits"]["validation"] + config["splits"]["test"] >= 1:
@@ -263,6 +304,7 @@ def _problems(config: Mapping) -> Iterator[str]:
         yield from _unfit_rules(config, index, block)
         yield from _wrong_numbers(config, index, block)
         yield from _wrong_centres(config, index, block)
+        yield from _wrong_left_out(config, index, block)
     for axis in ("head", "tuning"):
         for name in config["training"][AXES[axis]]:
             yield from _unknown_name(f"training.{AXES[axis]}.{name}", axis, kind_of(config, axis, name))
@@ -331,6 +373,29 @@ def _wrong_centres(config: Mapping, index: int, block: Mapping) -> Iterator[str]
                 yield f"grid.{index}: {head} goes with {', '.join(known)}, not with {', '.join(wrong)}"
 
 
+def _wrong_left_out(config: Mapping, index: int, block: Mapping) -> Iterator[str]:
+    """Cohorts that cannot be left out, and cells of which leaving one out makes nothing, or something that has seen it."""
+    place, trains, left_out = f"grid.{index}.leave_out", training_cohorts(config), _left_out(config, block)
+    if not left_out:
+        return
+    for name in left_out:
+        if name not in config["cohorts"]:
+            near = get_close_matches(name, trains, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(trains)}"
+            yield f"{place}: there is no cohort {name!r}; {hint}"
+        elif name not in trains:
+            yield f"{place}: {name} is external and never trains, so every cell is tested on it unseen; take it out of the list"
+    if len(trains) < 2:
+        yield f"{place}: {', '.join(trains) or 'no cohort'} alone trains, and nobody would be left; add cohorts, or take leave_out away"
+    if "local" in block["aggregations"]:
+        yield f"{place}: local trains each client alone, so that without one nothing changes; give local a block of its own"
+    if config["preprocessing"]["intensity"] in registry.FITTED_INTENSITIES:
+        yield (
+            f"{place}: preprocessing.intensity {config['preprocessing']['intensity']} is fitted on all cohorts' training scans, "
+            "those of the cohort that is left out among them; choose another intensity, or make the cohort external: true"
+        )
+
+
 def _unfit_rules(config: Mapping, index: int, block: Mapping) -> Iterator[str]:
     """Rules that ask for more clients than there are cohorts, or for adapters that a tuning does not have."""
     for name in block["aggregations"]:
@@ -355,9 +420,10 @@ def _unfit_rules(config: Mapping, index: int, block: Mapping) -> Iterator[str]:
                 if missing:
                     raise StudyError(f"aggregation {name}, tuning {tuning}: {missing[0]}")
                 stay = named(rule.private, tensors)
-                rule.init({n: tensor for n, tensor in tensors.items() if n not in stay}, list(config["cohorts"]))
+                clients = training_cohorts(config)[: _fewest_clients(config, block)]
+                rule.init({n: tensor for n, tensor in tensors.items() if n not in stay}, clients)
                 for head in block["heads"]:
-                    rule.check_round(_clients_of_a_round(config, head, tuning))
+                    rule.check_round(_clients_of_a_round(config, block, head, tuning))
             except StudyError as error:
                 problems.add(f"grid.{index}: {error}")
         yield from sorted(problems)
@@ -387,27 +453,29 @@ def _is_kind_or_pattern(entry: object) -> bool:
     return isinstance(entry, str) and (entry in KINDS or bool(set(entry) & set(".*?[")))
 
 
-def _clients_of_a_round(config: Mapping, head: str, tuning: str) -> int:
-    """How many clients a round has, if every cohort trains."""
-    sample = training_options(config, head, tuning).get("sample")
-    return min(sample or len(config["cohorts"]), len(config["cohorts"]))
+def _clients_of_a_round(config: Mapping, block: Mapping, head: str, tuning: str) -> int:
+    """How many clients a round of a block has at least, if every cohort that is not external trains."""
+    sample, clients = training_options(config, head, tuning).get("sample"), _fewest_clients(config, block)
+    return min(sample or clients, clients)
 
 
 def _wrong_numbers(config: Mapping, index: int, block: Mapping) -> Iterator[str]:
     """Cells that draw, or need, more clients than there are."""
     if set(block["aggregations"]) <= set(registry.REFERENCES):
         return
-    cohorts = len(config["cohorts"])
+    cohorts = _fewest_clients(config, block)
+    what = "cohorts that train" if external_cohorts(config) else "cohorts"
+    what += " where one is left out" if _left_out(config, block) else ""
     for head in block["heads"]:
         for tuning in block["tunings"]:
             options = training_options(config, head, tuning)
             sample, quorum = options.get("sample"), options.get("quorum")
             place = f"grid.{index}: {head}/{tuning}: training"
             if sample and sample > cohorts:
-                yield f"{place}: sample is {sample}, and there are {cohorts} cohorts; lower it, or leave it out"
+                yield f"{place}: sample is {sample}, and there are {cohorts} {what}; lower it, or leave it out"
             elif quorum and quorum > (clients := sample or cohorts):
-                what = "clients of a round (sample)" if sample else "cohorts"
-                yield f"{place}: quorum is {quorum}, and there are {clients} {what}; lower it, or leave it out"
+                of = "clients of a round (sample)" if sample else what
+                yield f"{place}: quorum is {quorum}, and there are {clients} {of}; lower it, or leave it out"
 
 
 def _adapters(config: Mapping, tuning: str) -> dict[str, np.ndarray]:
