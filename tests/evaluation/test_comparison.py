@@ -26,33 +26,34 @@ from fedbrain.tables import PREDICTIONS, SPLITS, read_table, write_table
 
 
 @pytest.fixture(scope="module")
-def asah():
-    frame = pd.read_csv(Path(__file__).parents[1] / "data" / "asah.tsv", sep="\t")
-    assert frame.shape == (113, 4)
+def patients():
+    frame = pd.read_csv(Path(__file__).parents[1] / "data" / "delong_1988.tsv", sep="\t")
+    assert frame.shape == (43, 4)
     return frame
 
 
-def test_delong_agrees_with_the_published_results_of_proc(asah):
-    """AUC, Z and p of roc.test on aSAH, as in the tests of pROC 1.18 (test-roc.test.R); wfns has many ties."""
-    labels = asah["poor_outcome"]
-    areas = {"s100b": 0.731368563685637, "wfns": 0.823678861788618, "ndka": 0.611957994579946}
-    for a, b, z, p in (
-        ("wfns", "s100b", 2.20898359144091, 0.0271757822291882),
-        ("wfns", "ndka", 2.79777591868904, 0.00514557970691098),
-        ("ndka", "s100b", -1.39077002573558, 0.164295175223054),
+def test_delong_agrees_with_published_results_on_the_patients_of_its_paper(patients):
+    """Output of "Comparing Receiver Operating Characteristic Curves" in the SAS/STAT User's Guide, PROC LOGISTIC; many ties."""
+    labels, reference = patients["benefit"], patients["kg_score"]
+    for other, difference, error, p in (
+        ("albumin", 0.0108, 0.0953, 0.9102),
+        ("total_protein", -0.0780, 0.1046, 0.4561),
     ):
-        expected = (areas[a], areas[b], z, p)
-        assert delong_test(labels, asah[a], asah[b]) == pytest.approx(expected, rel=1e-12)
+        found = delong_test(labels, patients[other], reference)
+        assert found.auc_a - found.auc_b == pytest.approx(difference, abs=5e-5)
+        assert (found.auc_a - found.auc_b) / found.z == pytest.approx(error, abs=5e-5)
+        assert found.p == pytest.approx(p, abs=5e-5)
 
 
-def test_delongs_interval_agrees_with_the_published_results_of_proc(asah):
-    """ci.auc of ndka as in pROC's tests (test-ci.auc.R), and of s100b as in its manual, 0.6301 to 0.8326."""
-    labels = asah["poor_outcome"]
-    expected = (0.611957994579946, 0.501244999271703, 0.722670989888189)
-    assert delong_interval(labels, asah["ndka"], logit=False, small_sample=False) == pytest.approx(expected, rel=1e-12)
-    assert delong_interval(labels, asah["s100b"], logit=False, small_sample=False)[1:] == pytest.approx(
-        (0.6301, 0.8326), abs=5e-5
-    )
+def test_delongs_interval_agrees_with_published_results_on_the_patients_of_its_paper(patients):
+    """The same output; Wald intervals."""
+    for name, expected in (
+        ("kg_score", (0.7258, 0.5243, 0.9273)),
+        ("albumin", (0.7366, 0.5549, 0.9182)),
+        ("total_protein", (0.6478, 0.4518, 0.8439)),
+    ):
+        found = delong_interval(patients["benefit"], patients[name], logit=False, small_sample=False)
+        assert found == pytest.approx(expected, abs=5e-5)
 
 
 def by_definition(labels, scores, subjects):
