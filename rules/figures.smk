@@ -347,6 +347,35 @@ rule plot_auc_by_cost:
         "../workflow_scripts/plot_auc_by_cost.py"
 
 
+rule plot_communication:
+    input:
+        efficiency="results/evaluation/efficiency.tsv",
+    output:
+        svg=report(
+            "results/figures/communication.svg",
+            caption="report/communication.rst",
+            category="Performance",
+            labels={"figure": "parameters and bytes sent", "head": "all", "tuning": "all"},
+        ),
+        png="results/figures/communication.png",
+    log:
+        "results/logs/plot_communication.log",
+    benchmark:
+        "results/benchmarks/plot_communication.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("plot_communication"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    params:
+        code=code("plot_communication.py"),
+        alarm=ALARM,
+    script:
+        "../workflow_scripts/plot_communication.py"
+
+
 rule plot_auc_table:
     input:
         performance="results/evaluation/performance.tsv",

@@ -37,7 +37,9 @@ def efficiency(performance):
     cells = performance[performance["head"] != "site_only"][["head", "tuning", "aggregation"]].drop_duplicates()
     sizes = {"linear": 1.2e5, "conv_s": 1e8, "conv_l": 7e8}
     silent = cells["aggregation"].isin(REFERENCES)
-    return cells.assign(bytes_run=cells["head"].map(sizes).mask(silent, 0.0)).reset_index(drop=True)
+    run = cells["head"].map(sizes).mask(silent, 0.0)
+    cells = cells.assign(bytes_run=run, bytes_down=run / 19, bytes_up=run / 21, rounds=10.0, seeds=3, full_bytes=4e8)
+    return cells.assign(sent=(run / 84).astype(int), sent_share=run / 84e8).reset_index(drop=True)
 
 
 @pytest.fixture

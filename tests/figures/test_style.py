@@ -12,6 +12,7 @@ from fedbrain.figures.auc_by_head import auc_by_head
 from fedbrain.figures.auc_forest import auc_forest
 from fedbrain.figures.auc_table import auc_table
 from fedbrain.figures.calibration_curves import calibration_curves
+from fedbrain.figures.communication import communication
 from fedbrain.figures.intensity import intensity_profiles
 from fedbrain.figures.learning_curves import learning_curves
 from fedbrain.figures.roc_curves import roc_curves
@@ -67,6 +68,7 @@ def figures(performance, cohorts, histograms, rounds, efficiency):
         ),
         "auc_table": lambda: auc_table(performance, cohorts),
         "auc_by_cost": lambda: auc_by_cost(performance, efficiency),
+        "communication": lambda: communication(efficiency),
         "roc_curves": lambda: roc_curves(a_curve(), performance),
         "calibration_curves": lambda: calibration_curves(a_calibration(), performance),
         "text": lambda: text_figure("nothing to draw"),
@@ -75,6 +77,7 @@ def figures(performance, cohorts, histograms, rounds, efficiency):
 
 NAMES = ["auc_by_head", "auc_by_client", "intensity_profiles", "aggregation_weights", "text"]
 NAMES += ["auc_forest", "learning_curves", "auc_table", "auc_by_cost", "roc_curves", "calibration_curves"]
+NAMES += ["communication"]
 
 
 def shown_texts(figure):
