@@ -4,8 +4,8 @@ import sys
 
 import pandas as pd
 import pytest
+from small_study import CONFIG, fresh_checkout
 
-from conftest import CONFIG, fresh_checkout
 from fedbrain.tables import CONVERSIONS, read_table
 
 pytest.importorskip("dcm2niix", reason="dcm2niix is not installed: pip install 'fedbrain[dicom]'")

@@ -7,8 +7,8 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
+from small_study import fresh_checkout
 
-from conftest import fresh_checkout
 from fedbrain.imaging.nyul import mean_landmarks
 from fedbrain.tables import HISTOGRAM, SPLITS, VOLUMES, concatenate, read_table
 

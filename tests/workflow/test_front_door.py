@@ -9,8 +9,7 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-
-from conftest import CONFIG, fresh_checkout
+from small_study import CONFIG, fresh_checkout
 
 
 @pytest.fixture

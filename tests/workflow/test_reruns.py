@@ -7,8 +7,8 @@ from collections import Counter
 import pandas as pd
 import pytest
 import yaml
+from small_study import fresh_checkout
 
-from conftest import fresh_checkout
 from fedbrain.cohorts.index import shard_of
 from fedbrain.cohorts.intake import scan_id
 from fedbrain.cohorts.phantom import plan_cohort, write_cohort
