@@ -55,6 +55,7 @@ REGISTRY = {
         "med_dual_lora": "fedbrain.federated.aggregation.dual_lora:MedDualLoRA",
         "fedopal": "fedbrain.federated.aggregation.dual_lora:FedOPAL",
     },
+        "fedavg_ft": "fedbrain.federated.aggregation.fine_tuning:FedAvgFT",
     "harmonization": {
         "combat": "fedbrain.federated.harmonization:ComBat",
     },
@@ -88,6 +89,7 @@ REFERENCES = ("centralized", "local")  # stand in the aggregation's place in a c
 # Stand in the head's place and go with one tuning only: a network without the encoder, a rule without parameters.
 TUNING_OF_REFERENCE = {"resnet18": "full", "ncc": "frozen"}
 
+GLOBAL = "_global"  # behind the name of a personalised rule: its global model, evaluated beside the clients' own models
 
 def names(kind: str) -> list[str]:
     """All names of a kind."""

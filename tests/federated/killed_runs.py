@@ -35,9 +35,11 @@ CELLS = {
     "models of the clients": {"aggregation": "ditto"},
     "drawn clients": {"aggregation": "fedavg", "training": TRAINING | {"sample": 2}},
     "drawn clients with models": {"aggregation": "ditto", "training": TRAINING | {"sample": 2, "schedule": "cosine"}},
+    "models at the end": {"aggregation": "fedavg_ft", "aggregation_options": {"personal_epochs": 8}},
     "alone": {"aggregation": "local", "training": TRAINING | {"patience": 2}},
 }
-RESULTS = ("model.safetensors", "predictions.tsv", "predictions_validation.tsv")
+PREDICTIONS = [f"predictions{kind}{side}.tsv" for kind in ("", "_global") for side in ("", "_validation")]
+RESULTS = ("model.safetensors", *PREDICTIONS)
 
 
 def start(cell, folder):

@@ -20,7 +20,8 @@ from fedbrain.tables import PREDICTIONS, ROUNDS, read_table
 
 SHAPE = (384, 2, 2, 2)
 TRAINING = {"rounds": 3, "batch_size": 4, "learning_rate": 0.01}
-FILES = {"rounds.tsv", "predictions.tsv", "predictions_validation.tsv", "model.safetensors", "summary.json"}
+TABLES = {f"predictions{kind}{side}.tsv" for kind in ("", "_global") for side in ("", "_validation")}
+FILES = {"rounds.tsv", *TABLES, "model.safetensors", "summary.json"}
 
 
 @pytest.fixture
@@ -36,8 +37,9 @@ def run(clients, folder, aggregation="fedavg", **options):
     return train_cell(clients, aggregation=aggregation, folder=folder, **settings)
 
 
-# Those that ask for three clients or for something that a linear head has not run in aggregation/ and test_policies.py.
-OTHERS = ("krum", "multi_krum", "fedit", "flexlora", "fedper", "fedbn", "flop", "ditto")
+# Those that ask for three clients or for something that a linear head has not run in aggregation/, test_policies.py and
+# test_personalised_cells.py.
+OTHERS = ("krum", "multi_krum", "fedit", "flexlora", "fedper", "fedbn", "flop", "ditto", "fedavg_ft")
 RULES = [name for name in names("aggregation") if name not in OTHERS and not build_rule(name).requires]
 
 

@@ -63,6 +63,7 @@ def build_client_app(
     rule = rule or FedAvg()
     local, layers = rule.local(), adapted_layers(model) if rule.merged else {}
     fitting = fitting_batch(options)
+    own_models = rule.own_model == "rounds"  # trained, and judged, in every round
     whole = fitting.size
     shared, private, merged = (sharing.select(model.state_dict(), role) for role in ("shared", "private", "merged"))
     # One model serves all clients of a process: who has not trained yet starts from the initial tensors.
@@ -102,7 +103,7 @@ def build_client_app(
 
         There are none where what should be its own has not been trained yet.
         """
-        if (private or local.personal) and not set(OF_BEST) & set(own):
+        if (private or own_models) and not set(OF_BEST) & set(own):
             return {}
         if "personal" in own:
             received = {name: tensor.clone() for name, tensor in own_tensors(shared).items()}
@@ -179,7 +180,7 @@ def build_client_app(
         if fitting.size < whole:
             groups["fitting"] = {"size": torch.tensor(fitting.size)}
         groups = {group: to_arrays(tensors) for group, tensors in groups.items() if tensors}
-        if local.personal:
+        if own_models:
             groups["personal"] = to_arrays(local.train_personal(turn))
         if groups:
             kept_by(client.name).keep(

@@ -29,6 +29,7 @@ from fedbrain.federated.aggregation.rule import State, filled_up
 from fedbrain.federated.checkpoint import Best, Checkpoint, load_checkpoint, save_checkpoint
 from fedbrain.federated.data import SIDES, ClientData, pool_clients
 from fedbrain.federated.kept import Kept
+from fedbrain.federated.local import Turn
 from fedbrain.federated.sharing import Sharing, adapted_layers
 from fedbrain.federated.task import (
     TrainingOptions,
@@ -38,6 +39,7 @@ from fedbrain.federated.task import (
     fitting_batch,
     is_better,
     lost_patience,
+    round_generator,
     train_alone,
 )
 from fedbrain.models.cards import CARDS
@@ -66,6 +68,7 @@ class Trained:
     reason: Mapping[str, str]
     rows: list[dict]
     untrained: Sequence[str] = ()  # clients that take part, but had trained nothing of their own by the best round
+    global_model: Mapping[str, np.ndarray] | None = None  # for all clients, where they have own ones, too
 
 
 def train_cell(
@@ -88,6 +91,8 @@ def train_cell(
 
     Writes ``rounds.tsv`` (tables.ROUNDS), ``predictions.tsv`` (tables.PREDICTIONS: every test scan, its score by the model of
     the best round), ``predictions_validation.tsv`` (the same of every validation scan, from which a threshold may be chosen),
+    ``predictions_global.tsv`` and ``predictions_global_validation.tsv`` (where clients have models of their own: the same by the
+    global model of that round, for every client; empty where there is none, ``Rule.has_global_model``),
     ``model.safetensors`` (what that model has trained; what each client has for itself, for ``local`` everything, has names
     prefixed ``{client}/``) and ``summary.json``. Nothing of the test scans has any part in training or in the choice of the round.
 
@@ -188,8 +193,11 @@ def train_cell(
             )
 
     write_table(pd.DataFrame(trained.rows, columns=list(ROUNDS)).astype(ROUNDS), folder / "rounds.tsv")
-    for side, name in (("validation", "predictions_validation.tsv"), ("test", "predictions.tsv")):
-        write_table(predict(clients, trained.models, build_model, options, device, side=side), folder / name)
+    common = {} if trained.global_model is None else dict.fromkeys(clients, trained.global_model)
+    for kind, models in (("predictions", trained.models), ("predictions_global", common)):
+        for side, ending in (("validation", "_validation.tsv"), ("test", ".tsv")):
+            table = predict(clients, models, build_model, options, device, side=side)
+            write_table(table, folder / f"{kind}{ending}")
     _write_model(trained, folder / "model.safetensors")
     summary = inputs | {
         "best_round": dict(trained.best_round),
@@ -227,7 +235,7 @@ def predict(
     side: str = "test",
 ) -> pd.DataFrame:
     """The table of predictions: every scan of one side of the clients that have a model, by cohort and scan id."""
-    model = build_model().to(device)
+    model = build_model().to(device) if models else None
     parts = []
     for name, client in sorted(clients.items()):
         scans = getattr(client, side)
@@ -275,19 +283,46 @@ def _train_federated(
     server_app(grid, Context(grid.run.run_id, 0, {}, RecordDict(), {}))
     (result,) = results
 
-    personalised = bool(sharing.select(tensors, "private")) or rule.local().personal
+    past = result.best_round
+    if rule.own_model == "end":
+        past = _train_own_models(rule, result, members, kept, build_model, options, seed, device)
     state, models, own = State(result.best_round, result.tensors), {}, {}
-    for name in members if personalised else clients:
-        groups = kept[name].after(result.best_round) if name in members else {}
+    for name in members if rule.personalised else clients:
+        groups = kept[name].after(past) if name in members else {}
         own[name] = {tensor: array for group in OF_BEST for tensor, array in groups.get(group, {}).items()}
-        if personalised and not own[name]:  # it had not trained by then: by chance, or because it always failed
+        if rule.personalised and not own[name]:  # it had not trained by then: by chance, or because it always failed
             continue
         served = rule.down(state, name)
         models[name] = {tensor: filled_up(served[tensor], tensors[tensor].shape) for tensor in served} | own[name]
     own = {name: arrays for name, arrays in own.items() if arrays}
     best_round, reason = {"global": result.best_round}, {"global": result.reason}
     untrained = [name for name in members if name not in models]
-    return Trained(models, result.tensors, own, best_round, reason, result.rows, untrained)
+    common = result.tensors if rule.personalised and rule.has_global_model else None
+    return Trained(models, result.tensors, own, best_round, reason, result.rows, untrained, common)
+
+
+def _train_own_models(rule, result, members, kept, build_model, options, seed, device) -> int:
+    """Each client's own model, from the chosen global one; the number of the round, after all others, that it is kept as of.
+
+    What that took counts in the client's last row.
+    """
+    from fedbrain.federated.apps import to_arrays
+
+    number, last = options.rounds + 1, {row["client"]: row for row in result.rows}
+    model, local = build_model().to(device), rule.local()
+    received = {name: torch.as_tensor(array).to(device) for name, array in result.tensors.items()}
+    for name, client in members.items():
+        if "personal" not in kept[name].after(number):
+            start, generator = time.perf_counter(), round_generator(seed, name, number)
+            with PeakMemory(device) as peak:
+                turn = Turn(number, model, client.train, options, generator, device, fitting_batch(options), received)
+                own = to_arrays(local.train_personal(turn))
+            cost = {"seconds": np.array(time.perf_counter() - start), "peak_memory": np.array(peak.bytes)}
+            kept[name].keep(number, {"personal": own, "cost": cost}, best=result.best_round)
+        row, cost = last[name], kept[name].after(number)["cost"]
+        row["seconds"] = (row["seconds"] or 0) + float(cost["seconds"])
+        row["peak_memory"] = max(row["peak_memory"] or 0, int(cost["peak_memory"]))
+    return number
 
 
 def _members(clients: Mapping[str, ClientData], device: str) -> dict[str, ClientData]:
@@ -396,6 +431,7 @@ def _counts(client: ClientData) -> dict:
 def _warnings(clients: Mapping[str, ClientData], aggregation: str, trained: Trained) -> list[str]:
     """What a reader of the result must know of the data, in words."""
     texts, alone = [], aggregation == "local" or bool(trained.own)
+    instead = "no predictions" if trained.global_model is None else "predictions by the global model only"
     for name, client in sorted(clients.items()):
         if client.absent:
             texts.append(
@@ -405,7 +441,7 @@ def _warnings(clients: Mapping[str, ClientData], aggregation: str, trained: Trai
             controls, cases = part.counts()
             if not len(part):
                 consequence = {
-                    "train": "no model of its own, no predictions" if alone else "does not train",
+                    "train": f"no model of its own, {instead}" if alone else "does not train",
                     "validation": "no part in the choice of the round",
                     "test": "no predictions",
                 }[side]
@@ -414,7 +450,7 @@ def _warnings(clients: Mapping[str, ClientData], aggregation: str, trained: Trai
                 texts.append(f"{name}: {side} scans of one class only ({controls} controls, {cases} cases)")
         if name in trained.untrained:
             texts.append(
-                f"{name}: had trained nothing of its own by the round that was chosen (not drawn, or failed): no predictions"
+                f"{name}: had trained nothing of its own by the round that was chosen (not drawn, or failed): {instead}"
             )
     return texts
 

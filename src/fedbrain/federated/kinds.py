@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 BY_NAME = {"head": "head.*", "lora_A": "*.lora_A.*", "lora_B": "*.lora_B.*", "local": "*.lora_?.local.*"}
 KINDS = (*BY_NAME, "norm")  # norm is known by the layers, not by names
 ADAPTERS = ("lora_A", "lora_B", "local")  # kinds that a tuning has or has not
+ADDED = ("local",)  # kinds that add nothing at their start: what is left without them is a model
 WHERE = {
     "norm": "use a head or a tuning that trains normalization layers (conv_s, conv_l; norm, last_k, full)",
     "lora_A": "use it with tuning lora",

@@ -47,14 +47,13 @@ class Turn:
 class LocalRound:
     """A client's round under FedAvg. Rules override what they want otherwise."""
 
-    personal = (
-        False  # whether a client has a model of its own beside the shared one, which is what it is evaluated with
-    )
-
     def train(self, turn: Turn) -> float:
         """Trains the model whose shared tensors are sent; its mean training loss."""
         return turn.train()
 
     def train_personal(self, turn: Turn) -> dict[str, Tensor]:
-        """Trains the client's own model, once the shared one has been read; the tensors that are kept of it."""
+        """Trains the client's own model, where the rule declares one (``own_model``); the tensors that are kept of it.
+
+        In every round, once the shared one has been read; or once, with the chosen model as what was received.
+        """
         raise NotImplementedError

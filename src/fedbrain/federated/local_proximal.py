@@ -23,8 +23,6 @@ class WithOwnModel(LocalRound):
     Its own model starts from the model that it receives first, and sees the scans in an order of its own.
     """
 
-    personal = True
-
     def __init__(self, strength: float):
         self._strength = strength
 

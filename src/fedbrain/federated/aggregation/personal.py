@@ -6,7 +6,7 @@ its predictions, with what it has: the shared tensors of a round and its own of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fedbrain.errors import StudyError
 from fedbrain.federated.aggregation.averages import FedAvg
@@ -53,6 +53,7 @@ class Ditto(FedAvg):
         strength: lambda, from 0 (a model trained alone, from the first global one). The default is ours.
     """
 
+    own_model: ClassVar[str] = "rounds"
     strength: float = 0.1
 
     def __post_init__(self):

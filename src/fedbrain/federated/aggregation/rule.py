@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import numpy as np
 
 from fedbrain.errors import StudyError
+from fedbrain.federated.kinds import ADDED
 
 if TYPE_CHECKING:
     from fedbrain.federated.local import LocalRound
@@ -85,9 +86,20 @@ class Rule:
     merged: ClassVar[tuple[str, ...]] = ()  # names of weights that the server alone changes
 
     private: Sequence[str] = field(default=(), kw_only=True)
+    own_model: ClassVar[str | None] = None  # whole, of each client: trained in "rounds", or at the "end"
 
     def fitted(self, layers: Mapping[str, "AdaptedLayer"]) -> "Rule":
         """The rule for a model with these adapted layers, by the name of A. Most rules do not care."""
+    @property
+    def personalised(self) -> bool:
+        """Whether clients predict with tensors of their own."""
+        return bool(self.private) or self.own_model is not None
+
+    @property
+    def has_global_model(self) -> bool:
+        """Whether the shared tensors are a model without the private ones: they are all, or the others only add to them."""
+        return set(self.private) <= set(ADDED)
+
         return self
 
     def init(self, tensors: Tensors, clients: Sequence[str]) -> State:
