@@ -62,6 +62,7 @@ EXTERNAL = study.external_cohorts(STUDY)  # tested on only
 UNTRAINED = "Untrained encoder (random weights)"
 ALARM = UNTRAINED if STUDY["encoder"]["weights"] == "random" else None
 CELLS = study.cells(STUDY)
+EVALUATED = study.evaluated(STUDY)  # the cells, and behind personalised ones their global models
 LEFT_OUT = study.left_out_cells(STUDY)  # those that are also trained without a cohort, and that cohort
 KEPT = {(cell.head, cell.tuning): study.kept(STUDY, cell.head, cell.tuning) for cell in CELLS}  # what cells train on
 KEPT_FILES = "results/embeddings/{encoder}/{cut}/{cohort}/{shard}"
@@ -134,6 +135,15 @@ def runs(pattern):
         pattern.format(head=cell.head, tuning=cell.tuning, aggregation=cell.aggregation, seed=seed)
         for cell, seeds in CELLS.items()
         for seed in seeds
+    ]
+
+
+def predictions(side=""):
+    """The test predictions, or with ``_validation`` those, of everything that is evaluated, by seed."""
+    return [
+        f"{RUN}/{table}{side}.tsv".format(head=cell.head, tuning=cell.tuning, aggregation=cell.aggregation, seed=seed)
+        for cell, table in EVALUATED.values()
+        for seed in CELLS[cell]
     ]
 
 

@@ -2,18 +2,19 @@
 
 from fedbrain.evaluation.settings import reference_cell, rising_ages
 
-RUNS = [[cell.head, cell.tuning, cell.aggregation, seed] for cell, seeds in CELLS.items() for seed in seeds]
+# As in predictions(): head, tuning, aggregation and seed of each table.
+RUNS = [[name.head, name.tuning, name.aggregation, s] for name, (cell, _) in EVALUATED.items() for s in CELLS[cell]]
 RESAMPLING = {key: STUDY["evaluation"][key] for key in ("resamples", "level", "method")}
 # A wrong reference or age band is told now, not after the training.
 REFERENCE = reference_cell(
-    STUDY["evaluation"]["comparisons"]["reference"], [(cell.head, cell.tuning, cell.aggregation) for cell in CELLS]
+    STUDY["evaluation"]["comparisons"]["reference"], [(name.head, name.tuning, name.aggregation) for name in EVALUATED]
 )
 AGE_EDGES = rising_ages(STUDY["evaluation"]["subgroups"]["age_edges"])
 
 
 rule evaluate_cells:
     input:
-        predictions=runs(f"{RUN}/predictions.tsv"),
+        predictions=predictions(),
         splits="results/cohorts/splits.tsv",
     output:
         performance=report(
@@ -32,8 +33,8 @@ rule evaluate_cells:
     threads: cpu_threads("evaluate_cells")
     resources:
         gpu=gpu("evaluate_cells"),
-        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(CELLS), attempt),
-        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(CELLS), attempt),
+        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(EVALUATED), attempt),
+        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(EVALUATED), attempt),
     params:
         code=code("evaluate_cells.py"),
         cohorts=COHORTS,
@@ -46,7 +47,7 @@ rule evaluate_cells:
 
 rule compare_cells:
     input:
-        predictions=runs(f"{RUN}/predictions.tsv"),
+        predictions=predictions(),
         splits="results/cohorts/splits.tsv",
     output:
         table=report(
@@ -65,8 +66,8 @@ rule compare_cells:
     threads: 1
     resources:
         gpu=gpu("compare_cells"),
-        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(CELLS), attempt),
-        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(CELLS), attempt),
+        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(EVALUATED), attempt),
+        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(EVALUATED), attempt),
     params:
         code=code("compare_cells.py"),
         cohorts=COHORTS,
@@ -81,7 +82,7 @@ rule compare_cells:
 
 rule calibrate_cells:
     input:
-        predictions=runs(f"{RUN}/predictions.tsv"),
+        predictions=predictions(),
         splits="results/cohorts/splits.tsv",
     output:
         table=report(
@@ -100,8 +101,8 @@ rule calibrate_cells:
     threads: 1
     resources:
         gpu=gpu("calibrate_cells"),
-        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(CELLS), attempt),
-        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(CELLS), attempt),
+        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(EVALUATED), attempt),
+        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(EVALUATED), attempt),
     params:
         code=code("calibrate_cells.py"),
         cohorts=COHORTS,
@@ -115,8 +116,8 @@ rule calibrate_cells:
 
 rule evaluate_thresholds:
     input:
-        predictions=runs(f"{RUN}/predictions.tsv"),
-        validation=runs(f"{RUN}/predictions_validation.tsv"),
+        predictions=predictions(),
+        validation=predictions("_validation"),
         splits="results/cohorts/splits.tsv",
     output:
         table=report(
@@ -135,8 +136,8 @@ rule evaluate_thresholds:
     threads: 1
     resources:
         gpu=gpu("evaluate_thresholds"),
-        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(CELLS), attempt),
-        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(CELLS), attempt),
+        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(EVALUATED), attempt),
+        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(EVALUATED), attempt),
     params:
         code=code("evaluate_thresholds.py"),
         cohorts=COHORTS,
@@ -149,7 +150,7 @@ rule evaluate_thresholds:
 
 rule evaluate_subgroups:
     input:
-        predictions=runs(f"{RUN}/predictions.tsv"),
+        predictions=predictions(),
         scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
         scanners=expand("results/cohorts/{cohort}/scanners.tsv", cohort=COHORTS),
         nifti=conversions(),
@@ -171,8 +172,8 @@ rule evaluate_subgroups:
     threads: 1
     resources:
         gpu=gpu("evaluate_subgroups"),
-        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(CELLS), attempt),
-        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(CELLS), attempt),
+        mem_mb=lambda wildcards, attempt: work.evaluate_memory(len(EVALUATED), attempt),
+        runtime=lambda wildcards, attempt: work.evaluate_minutes(len(EVALUATED), attempt),
     params:
         code=code("evaluate_subgroups.py"),
         cohorts=COHORTS,

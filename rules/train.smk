@@ -14,6 +14,8 @@ rule train_cell:
         rounds=f"{RUN}/rounds.tsv",
         predictions=f"{RUN}/predictions.tsv",
         validation=f"{RUN}/predictions_validation.tsv",
+        predictions_global=f"{RUN}/predictions_global.tsv",
+        validation_global=f"{RUN}/predictions_global_validation.tsv",
         model=f"{RUN}/model.safetensors",
         summary=f"{RUN}/summary.json",
     log:
@@ -45,6 +47,8 @@ use rule train_cell as train_cell_without with:
         rounds=f"{RUN_WITHOUT}/rounds.tsv",
         predictions=f"{RUN_WITHOUT}/predictions.tsv",
         validation=f"{RUN_WITHOUT}/predictions_validation.tsv",
+        predictions_global=f"{RUN_WITHOUT}/predictions_global.tsv",
+        validation_global=f"{RUN_WITHOUT}/predictions_global_validation.tsv",
         model=f"{RUN_WITHOUT}/model.safetensors",
         summary=f"{RUN_WITHOUT}/summary.json",
     log:

@@ -15,6 +15,7 @@ from fedbrain.study.config import (
     cells,
     checked,
     drawn_aggregation,
+    evaluated,
     external_cohorts,
     harmonization,
     kept,
@@ -280,6 +281,34 @@ def test_what_stays_with_the_clients_may_be_a_kind_a_pattern_or_a_part(config_sc
         changed("training", value={"sample": 3}) | {"grid": [{"heads": ["linear"], "aggregations": ["local"]}]},
     ):
         assert checked(config, config_schema)
+
+
+def test_behind_a_personalised_cell_stands_its_global_model(config_schema):
+    own = {
+        "fedce_own_head": {"kind": "fedce", "private": ["head.classify.*"]},
+        "ditto_2": {"kind": "ditto", "strength": 2},
+    }
+    grid = [
+        {"heads": ["conv_s"], "aggregations": ["fedavg", "ditto_2", "fedbn", "fedce_own_head", "fedavg_ft", "local"]}
+    ]
+    config = checked(changed("grid", value=grid) | {"aggregation": own}, config_schema)
+    found = {name.aggregation: (cell.aggregation, table) for name, (cell, table) in evaluated(config).items()}
+    assert list(found.items()) == [
+        ("fedavg", ("fedavg", "predictions")),
+        ("ditto_2", ("ditto_2", "predictions")),
+        ("ditto_2_global", ("ditto_2", "predictions_global")),
+        ("fedbn", ("fedbn", "predictions")),
+        ("fedce_own_head", ("fedce_own_head", "predictions")),
+        ("fedavg_ft", ("fedavg_ft", "predictions")),
+        ("fedavg_ft_global", ("fedavg_ft", "predictions_global")),
+        ("local", ("local", "predictions")),
+    ]
+    grid = [{"heads": ["linear"], "aggregations": ["ditto"]}, {"heads": ["linear"], "aggregations": ["ditto_global"]}]
+    config = changed("grid", value=grid) | {"aggregation": {"ditto_global": {"kind": "fedavg"}}}
+    with pytest.raises(
+        StudyError, match="ditto_global: the global model of ditto is evaluated under this name; choose"
+    ):
+        checked(config, config_schema)
 
 
 def test_class_centres_are_of_all_clients(config_schema):

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -101,6 +101,27 @@ def _left_out(config: Mapping, block: Mapping) -> list[str]:
 def _fewest_clients(config: Mapping, block: Mapping) -> int:
     """How many clients the smallest federation of a block has."""
     return len(training_cohorts(config)) - bool(_left_out(config, block))
+
+
+def evaluated(config: Mapping) -> dict[Cell, tuple[Cell, str]]:
+    """What is evaluated, by the name that it has in tables: the cell that was trained, and the stem of its tables of predictions.
+
+    Behind a cell whose clients have models of their own stands, as ``{aggregation}_global``, its global model, where its rule has one.
+    """
+    result = {}
+    for cell in cells(config):
+        result[cell] = (cell, "predictions")
+        if name := global_name(config, cell.aggregation):
+            result[replace(cell, aggregation=name)] = (cell, "predictions_global")
+    return result
+
+
+def global_name(config: Mapping, aggregation: str) -> str | None:
+    """Under which name the global model beside the clients' own is evaluated; None where there are not both."""
+    if aggregation in registry.REFERENCES:
+        return None
+    rule = registry.build("aggregation", aggregation, options_of(config, "aggregation", aggregation))
+    return f"{aggregation}{registry.GLOBAL}" if rule.personalised and rule.has_global_model else None
 
 
 AXES = {"head": "heads", "tuning": "tunings", "aggregation": "aggregations"}  # sections of options, lists of the grid
@@ -408,6 +429,8 @@ def _unfit_rules(config: Mapping, index: int, block: Mapping) -> Iterator[str]:
         if isinstance(rule.private, str) or not isinstance(rule.private, Sequence):
             yield f"grid.{index}: aggregation {name}: private must be a list, it is {rule.private!r}"
             continue
+        if (taken := global_name(config, name)) and any(taken in other["aggregations"] for other in config["grid"]):
+            yield f"grid.{index}: aggregation {taken}: the global model of {name} is evaluated under this name; choose another"
         if wrong := [entry for entry in rule.private if not _is_kind_or_pattern(entry)]:
             yield f"grid.{index}: aggregation {name}: {absent(wrong[0])}"
             continue
