@@ -271,3 +271,27 @@ def test_runs_are_read_by_cell_and_seed(tmp_path):
         ("conv_s", "frozen", "local"): [0],
     }
     pd.testing.assert_frame_equal(read[FEDAVG][4], read_table(paths[1], PREDICTIONS))
+
+
+def test_an_external_cohort_has_its_rows_and_no_part_in_pooled():
+    """Its scores are turned round, so that a pooled number with it would show."""
+    inside = predictions()
+    outside = inside.query("cohort == 'north'").assign(cohort="away", score=lambda t: 1 - t["score"])
+    everything = pd.concat([inside, outside], ignore_index=True).astype(PREDICTIONS)
+    away = outside[["cohort", "subject", "label"]].assign(split="test", person=outside["cohort"] + outside["subject"])
+    known = pd.concat([splits(), away]).astype(SPLITS)
+    cells = {FEDAVG: {0: everything}, ("linear", "frozen", "local"): {0: inside}}
+    options = {"resamples": 200, "clients": [*CLIENTS, "away"]}
+    table = performance(cells, splits=known, **options)
+    alone = performance({FEDAVG: {0: inside}}, splits=splits(), **options)
+    found, expected = (
+        of[(of["client"] == "pooled") & (of["aggregation"] == "fedavg")].reset_index(drop=True) for of in (table, alone)
+    )
+    pd.testing.assert_frame_equal(found, expected)
+    north, turned = (row(table, client, aggregation="fedavg") for client in ("north", "away"))
+    assert turned["value"] == pytest.approx(1 - north["value"])
+    local = row(table, "away", aggregation="local")
+    assert pd.isna(local["value"])
+    assert "no model for them" in local["note"]
+    assert row(table, "empty", aggregation="local")["note"] == "no test subject: no AUC"
+    assert row(table, "away", head="site_only")["subjects"] == 20  # scored with the share of all cohorts

@@ -85,3 +85,16 @@ def test_one_class_has_no_curve():
     assert table["tpr"].isna().all()
     assert table["low"].isna().all()
     assert roc_curves({}, clients=["a"]).empty
+
+
+def test_external_scans_have_no_part_in_the_curve():
+    inside = predictions(0)
+    outside = inside.assign(cohort="away", score=1 - inside["score"])
+    sides = ["train", *["test"] * (len(inside) - 1)]
+    splits = pd.concat([inside.assign(split=sides), outside.assign(split="test")])
+    splits = splits.assign(person=splits["cohort"] + "/" + splits["subject"])[
+        ["cohort", "subject", "person", "label", "split"]
+    ]
+    both = pd.concat([inside, outside])
+    found = roc_curves({CELL: {0: both}}, clients=["a", "away"], splits=splits, resamples=50)
+    pd.testing.assert_frame_equal(found, roc_curves({CELL: {0: inside}}, clients=["a"], splits=splits, resamples=50))

@@ -77,7 +77,7 @@ def test_a_person_of_the_test_among_the_validation_scans_is_refused():
     validation = pd.DataFrame({"cohort": ["a", "b"], "subject": ["1", "2"]})
     test = pd.DataFrame({"cohort": ["a", "b"], "subject": ["3", "9"]})
     refuse_shared_persons(validation, test)
-    splits = pd.DataFrame({"cohort": ["b", "b"], "subject": ["2", "9"], "person": ["p", "p"]})
+    splits = pd.DataFrame({"cohort": ["b", "b"], "subject": ["2", "9"], "person": ["p", "p"], "split": ["test"] * 2})
     with pytest.raises(StudyError, match="validation and the test scans: 1;"):
         refuse_shared_persons(validation, test, splits)
 
@@ -118,3 +118,26 @@ def test_validation_scans_of_every_seed_and_of_other_persons_are_needed():
         performance_at_thresholds({CELL: {1: test[CELL][0]}}, validation, clients=["north", "south"])
     with pytest.raises(StudyError, match="would flatter the test"):
         performance_at_thresholds(test, test, clients=["north", "south"])
+
+
+def test_an_external_cohort_meets_the_threshold_that_the_cohorts_that_train_chose_together():
+    rng = np.random.default_rng(4)
+    test, validation = (scored(rng, part, 0.3) for part in "tv")
+    outside = scored(rng, "x", 0.1).query("cohort == 'south'").assign(cohort="away")
+    rows = [(frame, side) for frame, side in ((test, "test"), (validation, "validation"), (outside, "test"))]
+    splits = pd.concat([frame[["cohort", "subject", "label"]].assign(split=side) for frame, side in rows])
+    splits = splits.assign(person=splits["cohort"] + "/" + splits["subject"])
+    everything = pd.concat([test, outside]).astype(PREDICTIONS)
+    options = {"clients": ["north", "south", "away"], "resamples": 50, "splits": splits}
+    table = performance_at_thresholds({CELL: {0: everything}}, {CELL: {0: validation}}, **options)
+    chosen = table.query("metric == 'sensitivity'").set_index(["client", "rule"])
+    expected = choose_threshold(validation["label"], validation["score"].astype(float)).value
+    assert chosen.loc[("away", "youden"), "threshold"] == expected == chosen.loc[("pooled", "youden"), "threshold"]
+    assert (
+        "external: chosen on the validation scans of the cohorts that train, pooled"
+        in chosen.loc[("away", "youden"), "note"]
+    )
+    assert pd.isna(chosen.loc[("away", "fixed"), "note"])
+    high = outside[outside["label"] == 1]["score"].astype(float)
+    assert chosen.loc[("away", "youden"), "value"] == pytest.approx((high >= expected).mean())
+    assert chosen.loc[("pooled", "youden"), "subjects"] == 60  # without the external ones

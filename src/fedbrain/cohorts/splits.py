@@ -101,9 +101,12 @@ def known_elsewhere(
 
 
 def external_cohorts(splits: pd.DataFrame) -> list[str]:
-    """The cohorts of a table SPLITS that neither train nor choose anything: all their subjects are test subjects."""
+    """The cohorts of a table SPLITS that neither train nor choose anything: all their subjects are test subjects.
+
+    None, where that is so of all cohorts: a table of test subjects alone does not say who trained.
+    """
     alone = splits["split"].eq("test").groupby(splits["cohort"].astype(str), sort=False).all()
-    return list(alone.index[alone])
+    return [] if alone.all() else list(alone.index[alone])
 
 
 def known_without(cohort: str, splits: pd.DataFrame) -> set[str]:

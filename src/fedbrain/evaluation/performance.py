@@ -21,6 +21,7 @@ from fedbrain.evaluation.predictions import (
 from fedbrain.tables import PERFORMANCE
 
 ANALYTIC = "auc_delong"  # the AUC again, with an interval that needs no resampling and holds on few subjects
+NO_MODEL = "test subjects, but no model for them: each client has its own here, and this one has trained none"
 CALIBRATION_RESAMPLES = 2000  # at most: a fit in each resample takes ten times as long as an AUC (ours)
 ROWS = (
     "auc",
@@ -39,13 +40,13 @@ def performance(
     method: str = "percentile",
     splits: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Metrics on the test scans of each client and of all of them ("pooled"), with intervals over subjects.
+    """Metrics on the test scans of each client and of all that train ("pooled"), with intervals over subjects.
 
     predictions: for each cell (head, tuning, aggregation) and training seed a table PREDICTIONS of the test scans.
     clients: the cohorts in the order of the config; each gets its rows, also where there is nothing to compute.
     splits: table SPLITS; where given, subjects that are one person (one id or one image in two cohorts) are one unit of
-    the bootstrap, and the site-only baseline (:mod:`fedbrain.evaluation.baseline`) is added as a
-    cell. Without it every subject of every cohort is a unit of its own.
+    the bootstrap, external cohorts (of test subjects alone) have their rows and no part in "pooled", and the site-only
+    baseline (:mod:`fedbrain.evaluation.baseline`) is added as a cell. Without it every subject of every cohort is a unit of its own.
 
     Returns a table PERFORMANCE with the metrics of :data:`ROWS`: those of :mod:`fedbrain.evaluation.metrics` and
     :mod:`fedbrain.evaluation.calibration`, and the AUC once more with the interval of
@@ -59,6 +60,7 @@ def performance(
     """
     refuse_pooled_cohort(clients)
     cells = dict(predictions) if splits is None else with_baseline(predictions, splits)
+    tested = set() if splits is None else set(splits.loc[splits["split"] == "test", "cohort"])
     rows = []
     for cell, by_seed in cells.items():
         scans, scores = aligned(cell, by_seed, clients)  # scores (seeds, N)
@@ -70,6 +72,7 @@ def performance(
                 client,
                 scans[chosen],
                 scores[:, chosen],
+                has_test=client in tested,
                 resamples=resamples,
                 level=level,
                 seed=seed,
@@ -78,7 +81,9 @@ def performance(
     return pd.DataFrame(rows, columns=list(PERFORMANCE)).astype(PERFORMANCE)
 
 
-def _client_rows(cell: Cell, client: str, scans: pd.DataFrame, scores: np.ndarray, **options) -> list[dict]:
+def _client_rows(
+    cell: Cell, client: str, scans: pd.DataFrame, scores: np.ndarray, *, has_test, **options
+) -> list[dict]:
     labels = scans["label"].to_numpy(int)
     persons = scans["person"].to_numpy(str)
     people, positives = len(np.unique(persons)), len(np.unique(persons[labels == 1]))
@@ -106,7 +111,9 @@ def _client_rows(cell: Cell, client: str, scans: pd.DataFrame, scores: np.ndarra
                 "subjects": people,
                 "positives": positives,
                 "negatives": people - positives,
-                "note": _note(
+                "note": NO_MODEL
+                if has_test and not people
+                else _note(
                     cell, client, metric, labels, scores, positives, people - positives, found, remarks.get(metric, "")
                 ),
             }

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from fedbrain.cohorts.splits import external_cohorts
 from fedbrain.errors import StudyError
 from fedbrain.tables import PREDICTIONS, read_table
 
@@ -60,19 +61,27 @@ def aligned(cell: Cell, by_seed: Mapping[int, pd.DataFrame], clients: Sequence[s
 
 
 def with_persons(scans: pd.DataFrame, splits: pd.DataFrame | None) -> pd.DataFrame:
-    """The scans with a column ``person``: the unit that a bootstrap draws.
+    """The scans with a column ``person``, the unit that a bootstrap draws, and one that says whether their cohort is ``external``.
 
     splits: table SPLITS, whose column person ties subjects together (one image under two ids); a row without one stands
     for its own subject. Without splits every subject of every cohort is a person: the same id in two cohorts is two.
     """
-    persons = {} if splits is None else _persons_of(splits)
+    persons, external = ({}, []) if splits is None else (_persons_of(splits), external_cohorts(splits))
     subjects = scans["cohort"] + "/" + scans["subject"]
-    return scans.assign(person=[persons.get(subject, subject) for subject in subjects])
+    return scans.assign(
+        person=[persons.get(subject, subject) for subject in subjects], external=scans["cohort"].isin(external)
+    )
 
 
 def of_client(scans: pd.DataFrame, client: str) -> np.ndarray:
-    """Which scans are a client's, (N,) of bool; all of them for "pooled"."""
-    return np.ones(len(scans), bool) if client == POOLED else (scans["cohort"] == client).to_numpy(bool)
+    """Which scans are a client's, (N,) of bool; for "pooled" all of them but those of external cohorts.
+
+    What is pooled is the performance on the cohorts that the model was trained for; a cohort that it has never seen answers
+    another question, and with all its subjects in the test would outweigh them.
+    """
+    if client != POOLED:
+        return (scans["cohort"] == client).to_numpy(bool)
+    return ~scans["external"].to_numpy(bool) if "external" in scans else np.ones(len(scans), bool)
 
 
 def refuse_pooled_cohort(clients: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fedbrain.evaluation.bootstrap import resampled_counts, subject_strata
-from fedbrain.evaluation.predictions import Cell, aligned, with_persons
+from fedbrain.evaluation.predictions import POOLED, Cell, aligned, of_client, with_persons
 
 RATES = np.linspace(0, 1, 201)  # false positive rates at which curves and bands are given (ours)
 MOST = 2000  # resamples of a band, at most (ours)
@@ -47,7 +47,7 @@ def roc_curves(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The curve of every cell on all test scans together: columns :data:`COLUMNS`, a row per false positive rate.
+    """The curve of every cell on all test scans together, but those of external cohorts: columns :data:`COLUMNS`, a row per false positive rate.
 
     predictions, clients, splits: as :func:`fedbrain.evaluation.performance.performance` takes them. Rows without a seed are
     the mean over seeds of the sensitivity at that rate (vertical averaging, Fawcett 2006, section 9) with its pointwise
@@ -58,6 +58,8 @@ def roc_curves(
     for cell, by_seed in predictions.items():
         scans, scores = aligned(cell, by_seed, clients)
         scans = with_persons(scans, splits)
+        chosen = of_client(scans, POOLED)
+        scans, scores = scans[chosen], scores[:, chosen]
         labels = scans["label"].to_numpy(int)
         curves = np.stack([sensitivities(labels, of_seed) for of_seed in scores])  # (seeds, G)
         low, high = _band(labels, scores, scans["person"].to_numpy(str), min(resamples, MOST), level, seed)

@@ -33,6 +33,7 @@ from fedbrain.evaluation.predictions import (
 from fedbrain.tables import THRESHOLDS
 
 RULES = ("fixed", "youden")
+STRANGE = "external: chosen on the validation scans of the cohorts that train, pooled"
 
 
 class Threshold(NamedTuple):
@@ -104,7 +105,8 @@ def performance_at_thresholds(
     """Sensitivity, specificity and balanced accuracy of the test scans at chosen thresholds: a table THRESHOLDS.
 
     predictions: of the test scans, validation: of the validation scans, tables PREDICTIONS for the same cells and
-    seeds. Each seed's threshold is chosen on validation scans: a client's on its own, "pooled" on those of all clients.
+    seeds. Each seed's threshold is chosen on validation scans: a client's on its own, "pooled" on those of all clients, and so is
+    that of an external cohort, which has none.
     The interval takes the thresholds as given: it is that of this rule's outcome on further test subjects, and does not
     hold the uncertainty of the choice, which ``threshold_sd`` and few validation scans hint at.
     Raises StudyError where predictions do not fit, validation lacks a cell or seed, or a person is in both.
@@ -122,11 +124,15 @@ def performance_at_thresholds(
         scans = with_persons(scans, splits)
         for client in (*clients, POOLED):
             test, own = of_client(scans, client), of_client(seen, client)
+            said = ""
+            if test.any() and scans.loc[test, "external"].all():
+                own, said = of_client(seen, POOLED), STRANGE
             labels = seen["label"].to_numpy(int)[own]
             for rule in rules:
                 found = [choose_threshold(labels, of_seed, rule=rule) for of_seed in chosen_on[:, own]]
                 named = dict(zip(("head", "tuning", "aggregation"), cell)) | {"client": client, "rule": rule}
-                rows += [named | row for row in _threshold_rows(scans[test], scores[:, test], found, options)]
+                asked = said if rule != "fixed" else ""
+                rows += [named | row for row in _threshold_rows(scans[test], scores[:, test], found, asked, options)]
     return pd.DataFrame(rows, columns=list(THRESHOLDS)).astype(THRESHOLDS)
 
 
@@ -143,7 +149,7 @@ def refuse_shared_persons(validation: pd.DataFrame, test: pd.DataFrame, splits: 
         )
 
 
-def _threshold_rows(scans, scores, thresholds, options):
+def _threshold_rows(scans, scores, thresholds, said, options):
     labels, persons = scans["label"].to_numpy(int), scans["person"].to_numpy(str)
     people, positives = len(np.unique(persons)), len(np.unique(persons[labels == 1]))
     values = np.array([threshold.value for threshold in thresholds])
@@ -167,7 +173,7 @@ def _threshold_rows(scans, scores, thresholds, options):
         elif not note and found.low == found.high:
             note = "all resamples equal: the interval has no width and cannot show the uncertainty"
         row = dict(zip(("value", "low", "high", "seed_sd"), found)) | {"metric": metric}
-        rows.append(whole | row | {"note": "; ".join(filter(None, (note, chosen_note))) or None})
+        rows.append(whole | row | {"note": "; ".join(filter(None, (note, said, chosen_note))) or None})
     return rows
 
 
