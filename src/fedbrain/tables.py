@@ -101,6 +101,15 @@ QUALITY = {  # results/quality/{cohort}.tsv, one row per scan of the cohort, fai
 }
 DROPPED = {"cohort": TEXT, "scan": TEXT, "reason": TEXT}  # results/cohorts/dropped.tsv, what a threshold leaves out
 HISTOGRAM = {"stage": TEXT, "start": REAL, "width": REAL, "count": WHOLE}  # stage before or after normalization
+RUN_RESULTS = (  # the files in results/runs/{cell}/seed-{seed}/, as they are written
+    "rounds.tsv",
+    "predictions_validation.tsv",
+    "predictions.tsv",
+    "predictions_global_validation.tsv",
+    "predictions_global.tsv",
+    "model.safetensors",
+    "summary.json",
+)
 ROUNDS = {  # results/runs/{cell}/seed-{seed}/rounds.tsv
     "round": WHOLE,
     "client": TEXT,
@@ -212,6 +221,40 @@ THRESHOLDS = {  # results/evaluation/thresholds.tsv, one row per threshold and m
     "negatives": WHOLE,
     "note": TEXT,
 }
+MEMBERS = {  # results/privacy/{cell}/seed-{seed}/{model}.tsv, one row per scan of the training and test subjects
+    "cohort": TEXT,
+    "subject": TEXT,
+    "session": TEXT,
+    "member": WHOLE,  # 1 where the model was trained on it
+    "logit": REAL,  # log(p / (1 - p)), p the model's probability of the scan's own label
+}
+PRIVACY = {  # results/evaluation/privacy.tsv, one row per cell, client, attack and metric
+    "head": TEXT,
+    "tuning": TEXT,
+    "aggregation": TEXT,
+    "seed": WHOLE,
+    "client": TEXT,  # a cohort, or "pooled"
+    "attack": TEXT,  # loss or lira
+    "metric": TEXT,
+    "fpr": REAL,  # the false-positive rate at which a true-positive rate is taken; n/a for an AUC
+    "value": REAL,
+    "low": REAL,
+    "high": REAL,
+    "members": WHOLE,  # subjects, a person once
+    "nonmembers": WHOLE,
+    "shadows": WHOLE,  # models that the attack trained
+    "note": TEXT,
+}
+MEMBERSHIP_CURVES = {  # results/evaluation/membership_curves.tsv, one row per threshold of an attack
+    "head": TEXT,
+    "tuning": TEXT,
+    "aggregation": TEXT,
+    "seed": WHOLE,
+    "client": TEXT,
+    "attack": TEXT,
+    "fpr": REAL,
+    "tpr": REAL,
+}
 
 SITE_EFFECTS = {  # results/site_effects/{encoder}/cohort_told.tsv, one row per set of features, scans and metric
     "features": TEXT,  # mean or spread (of each channel over the positions), quality (metrics of the scan), age and sex
@@ -259,6 +302,33 @@ HARMONIZATION = {  # results/harmonization/{tuning}.tsv, one row per client
     "scale": REAL,  # median over channels
     "iterations": WHOLE,
     "constant_channels": WHOLE,  # left as they are
+}
+
+EXPLANATION = {  # results/explanation/{head}/{tuning}/{aggregation}/explanation.tsv, one row per scan and method
+    "cohort": TEXT,
+    "scan": TEXT,
+    "subject": TEXT,
+    "session": TEXT,
+    "label": WHOLE,
+    "score": REAL,  # as in predictions.tsv
+    "method": TEXT,  # integrated_gradients, occlusion or rollout
+    "evidence": REAL,  # logit of a case minus that of a control
+    "reference_evidence": REAL,  # of the reference; this column and the next two of integrated gradients only
+    "total": REAL,  # sum of the map
+    "completeness_error": REAL,  # |total - (evidence - reference_evidence)|
+    "pads": REAL,  # of a roll-out: the share that flows from pads
+    "seconds": REAL,
+}
+RANDOMISATION = {  # .../randomisation.tsv, one row per scan, method and stage: the map against that of scrambled weights
+    "cohort": TEXT,
+    "scan": TEXT,
+    "label": WHOLE,
+    "method": TEXT,
+    "number": WHOLE,  # of the stage, from 1
+    "stage": TEXT,  # what is scrambled, beside that of all stages before
+    "spearman": REAL,  # within the brain
+    "spearman_absolute": REAL,  # of the maps without their signs
+    "ssim": REAL,  # of the same
 }
 
 EFFICIENCY = {  # results/evaluation/efficiency.tsv, one row per cell

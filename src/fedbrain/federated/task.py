@@ -108,11 +108,15 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of a model on N scans: mean cross-entropy (natural log, unweighted), balanced accuracy, and scores (N,) = P(label 1)."""
+    """Of a model on N scans: mean cross-entropy (natural log, unweighted), balanced accuracy, scores (N,) = P(label 1).
+
+    ``logits`` (N,) are log(P(label 1) / P(label 0)), which a score near 0 or 1 has lost by rounding.
+    """
 
     loss: float
     balanced_accuracy: float
     scores: np.ndarray
+    logits: np.ndarray
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
@@ -312,6 +316,7 @@ def evaluate(
         loss=float(loss),
         balanced_accuracy=mean_recall(labels.numpy(), scores),
         scores=scores,
+        logits=(logits[:, 1] - logits[:, 0]).numpy(),
     )
 
 
