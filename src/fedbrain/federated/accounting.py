@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterable
 from math import prod
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -88,8 +87,6 @@ def _sample(over: threading.Event) -> None:
 
 def anonymous_memory() -> int:
     """Bytes of memory that this process holds beside mapped files (Linux)."""
-    fields = {}
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        fields[name] = value
-    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))  # given in KiB
+    with open("/proc/self/status", "rb") as file:
+        kib = [int(line.split()[1]) for line in file if line.startswith((b"RssAnon:", b"RssShmem:"))]
+    return sum(kib) * 1024

@@ -18,7 +18,7 @@ from functools import wraps
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fedbrain.federated.accounting import PeakMemory
 from fedbrain.federated.aggregation.averages import FedAvg
 from fedbrain.federated.aggregation.rule import AdaptedLayer, Rule, Tensors, filled_up, merge
+from fedbrain.federated.arrays import to_record, view
 from fedbrain.federated.data import ClientData
 from fedbrain.federated.kept import Kept
 from fedbrain.federated.kinds import named
@@ -62,8 +63,8 @@ def build_client_app(
     model = build_model().to(device)
     rule = rule or FedAvg()
     local, layers = rule.local(), adapted_layers(model) if rule.merged else {}
-    fitting = fitting_batch(options)
     own_models = rule.own_model == "rounds"  # trained, and judged, in every round
+    fitting = fitting_batch(options)
     whole = fitting.size
     shared, private, merged = (sharing.select(model.state_dict(), role) for role in ("shared", "private", "merged"))
     # One model serves all clients of a process: who has not trained yet starts from the initial tensors.
@@ -88,7 +89,7 @@ def build_client_app(
         fitting.size = int(own["fitting"]["size"]) if "fitting" in own else whole
         state = model.state_dict()
         # A tensor that comes smaller than the model's is an adapter of lower rank.
-        arrays = {name: filled_up(array.numpy(), state[name].shape) for name, array in received.items()}
+        arrays = {name: filled_up(np.array(view(array)), state[name].shape) for name, array in received.items()}
         received = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         base = {name: initial[name] for name in merged} | own.get("merged", {})
         if "merge" in message.content:
@@ -142,6 +143,9 @@ def build_client_app(
                 metrics["minus_score"] = minus.balanced_accuracy
             model.load_state_dict(received, strict=False)
 
+        if "received_loss" in config["needs"]:
+            metrics["received_loss"] = evaluate(model, client.train, options, fitting).loss
+
         resting = named(rule.resting(number), shared)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(sharing.role(name) in ("shared", "private") and name not in resting)
@@ -164,16 +168,15 @@ def build_client_app(
         if "local_score" in config["needs"] and (scored := evaluate(model, client.validation, options, fitting)):
             metrics["local_score"] = scored.balanced_accuracy
         after = own_tensors(shared)
-        arrays = to_record(
-            {
-                name: after[name][tuple(map(slice, message.content["arrays"][name].shape))]
-                for name in shared
-                if name not in resting
-            }
-        )
+        sent = {
+            name: after[name][tuple(map(slice, message.content["arrays"][name].shape))]
+            for name in shared
+            if name not in resting
+        }
+        arrays = to_record(in_numpy(sent))
         content = {"arrays": arrays}
         if turn.send:
-            content["beside"] = to_record(turn.send)
+            content["beside"] = to_record(in_numpy(turn.send))
         groups = {"private": own_tensors(private), "merged": own_tensors(merged), "memory": turn.keep}
         if "minus_score" in config["needs"]:
             groups["local"] = after
@@ -245,17 +248,17 @@ def _measured(device: str):
 
 def to_tensors(record: ArrayRecord, device: str) -> dict[str, Tensor]:
     """The arrays of a record as tensors on ``device``."""
-    return {name: torch.from_numpy(array.numpy()).to(device) for name, array in record.items()}
+    return {name: torch.from_numpy(np.array(view(array))).to(device) for name, array in record.items()}
+
+
+def in_numpy(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Tensors as arrays; on the CPU the memory is the same."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Tensors as arrays of their own."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
-
-
-def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Tensors as a Flower record."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in to_arrays(tensors).items()})
+    return {name: array.copy() for name, array in in_numpy(tensors).items()}
 
 
 def merge_factors(
@@ -265,6 +268,6 @@ def merge_factors(
     result = {name: tensor.detach().cpu().numpy() for name, tensor in base.items()}
     for a_name, layer in layers.items():
         if a_name in factors:
-            a, b = factors[a_name].numpy(), factors[layer.b].numpy()
+            a, b = view(factors[a_name]), view(factors[layer.b])
             result[layer.weight] = merge(result[layer.weight], layer.rows, a, b)
     return {name: torch.from_numpy(result[name]).to(base[name].device) for name in base}

@@ -52,7 +52,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, identity: str) -> None:
         "groups": {group: list(tensors) for group, tensors in groups.items()},
     }
     arrays = {
-        f"{number}/{name}": np.array(array, order="C")
+        f"{number}/{name}": np.asarray(array, order="C")
         for number, tensors in enumerate(groups.values())
         for name, array in tensors.items()
     }

@@ -3,19 +3,19 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from io import BytesIO
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from tqdm import tqdm
 
 from fedbrain.errors import StudyError
 from fedbrain.federated.accounting import payload_bytes
-from fedbrain.federated.aggregation.rule import Difference, Rule, State, Tensors, Update, filled_up
+from fedbrain.federated.aggregation.rule import Difference, Rule, State, Tensors, Update, blocks, filled_up
+from fedbrain.federated.arrays import to_record, view
 from fedbrain.federated.checkpoint import Best, Checkpoint, load_checkpoint, save_checkpoint
 from fedbrain.federated.kinds import named
 from fedbrain.federated.task import TrainingOptions, derive_seed, describe_choice, is_better, lost_patience
@@ -117,6 +117,7 @@ def run_rounds(
             elif number > 1:
                 messages.append(down.message(member, MessageType.EVALUATE, config | {"round": number - 1}))
 
+        state = down.state
         gathering = rule.gather(state, {member.client: member.train for member in asked})
         resting = named(rule.resting(number), down.shared)
         outcomes = {message.metadata.dst_node_id: Outcome(_payload(message.content)) for message in messages}
@@ -141,6 +142,7 @@ def run_rounds(
         if number > 1:
             best = _judge(rows, number - 1, outcomes, members, state.tensors, best, options.selection)
         state, _, by_client = gathering.finish()
+        del gathering, messages, down, _  # they hold the model of before: no part of the next round's memory
         weights |= by_client
         rows += [_row(number, member, member in asked, outcomes.get(member.node), by_client) for member in members]
         if checkpoint:
@@ -168,30 +170,26 @@ def run_rounds(
     if best is None:
         judges = any(member.validation for member in members)
         reason = "no client judged a round" if judges else "no client has validation scans"
-        return Result(state.tensors, state.round, f"{reason}: the last round", rows)
+        return Result(_own(state.tensors), state.round, f"{reason}: the last round", rows)
     reason = describe_choice(options.selection, best.value)
     if absent := [member.client for member in members if member.validation and member.client not in best.judges]:
         reason += f", judged without {', '.join(absent)}, since no round was judged by all"
     if state.round < options.rounds:
         when = " before it" if best.round == state.round else ""
         reason += f"; ended after round {state.round}, {options.patience} or more rounds{when} without a better one"
-    return Result(best.tensors, best.round, reason, rows)
-
-
-def to_record(tensors: Tensors) -> ArrayRecord:
-    """Numpy arrays as a Flower record."""
-    return ArrayRecord({name: Array(np.array(tensor, order="C")) for name, tensor in tensors.items()})
+    return Result(_own(best.tensors), best.round, reason, rows)
 
 
 class _Down:
     """What goes down in a round: the same record to all clients, but where the rule says otherwise.
 
     Weights that the server changes go down as factors of their last change to a client that has seen all changes before, whole
-    to one that was not in the last round.
+    to one that was not in the last round. ``state`` is the rule's, its tensors being read-only views of the record that all clients
+    get: the model is then held once, not twice.
     """
 
     def __init__(self, rule: Rule, state: State, rows: Sequence[Mapping], best: Best | None):
-        self._rule, self._state = rule, state
+        self._rule, self.state = rule, state
         self.shared = [name for name in state.tensors if name not in rule.merged]
         self._beside = rule.beside(state)
         self._current = {row["client"] for row in rows if row["round"] == state.round and row["status"] == "ok"}
@@ -199,28 +197,32 @@ class _Down:
 
     def message(self, member: Member, kind: str, config: Mapping) -> Message:
         content = {"config": ConfigRecord(dict(config))}
-        tensors = self._rule.down(self._state, member.client)
-        names, key = self.shared, "all" if tensors is self._state.tensors else ("of", member.client)
-        if self._rule.merged and self._state.round:
+        tensors = self._rule.down(self.state, member.client)
+        names, key = self.shared, "all" if tensors is self.state.tensors else ("of", member.client)
+        if self._rule.merged and self.state.round:
             if member.client in self._current:
-                content["merge"] = self._record("merge", self._rule.factors(self._state))
+                content["merge"] = self._record("merge", self._rule.factors(self.state))
             else:
                 names, key = list(tensors), "whole"
-        content["arrays"] = self._record(key, {name: tensors[name] for name in names})
+        first = key not in self._records
+        content["arrays"] = record = self._record(key, {name: tensors[name] for name in names})
+        if first and tensors is self.state.tensors:
+            views = {name: view(record[name]) if name in record else tensor for name, tensor in tensors.items()}
+            self.state = replace(self.state, tensors=views)
         if self._beside and kind == MessageType.TRAIN:
             content["beside"] = self._record("beside", self._beside)
         return Message(RecordDict(content), member.node, kind, group_id=str(config["round"]))
 
     def sent(self, member: Member) -> dict[str, np.ndarray]:
         """The shared tensors as they went to a client, in the whole model's shapes."""
-        tensors = self._rule.down(self._state, member.client)
-        if tensors is self._state.tensors:
+        tensors = self._rule.down(self.state, member.client)
+        if tensors is self.state.tensors:
             return {name: tensors[name] for name in self.shared}
-        return {name: filled_up(tensors[name], self._state.tensors[name].shape) for name in self.shared}
+        return {name: filled_up(tensors[name], self.state.tensors[name].shape) for name in self.shared}
 
     def expected(self, member: Member, resting: Sequence[str]) -> dict[str, dict[str, tuple[int, ...]]]:
         """Names and shapes of what a client must send back, by record."""
-        tensors = self._rule.down(self._state, member.client)
+        tensors = self._rule.down(self.state, member.client)
         arrays = {name: tensors[name].shape for name in self.shared if name not in resting}
         return {"arrays": arrays, "beside": {name: array.shape for name, array in self._beside.items()}}
 
@@ -239,7 +241,7 @@ class _Views(Mapping):
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._record:  # it rested
             return self._like[name]
-        return filled_up(_view(self._record[name]), self._like[name].shape)
+        return filled_up(view(self._record[name]), self._like[name].shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._like)
@@ -248,14 +250,8 @@ class _Views(Mapping):
         return len(self._like)
 
 
-def _view(array: Array) -> np.ndarray:
-    """The values of a serialized array, where they lie."""
-    head = BytesIO(array.data[:4096])
-    version = np.lib.format.read_magic(head)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, kind = read(head)
-    values = np.frombuffer(array.data, dtype=kind, offset=head.tell())
-    return values.reshape(shape, order="F" if fortran else "C")
+def _own(tensors: Tensors) -> Tensors:
+    return {name: np.array(tensor) for name, tensor in tensors.items()}
 
 
 def _meet(grid: Grid, expected: int) -> list[Member]:
@@ -349,7 +345,8 @@ def _refusal(content: RecordDict, expected: Mapping[str, Mapping[str, tuple[int,
             if tuple(array.shape) != tuple(shape):
                 return f"update refused: {name} has shape {tuple(array.shape)}, not {tuple(shape)}"
             try:
-                finite = np.isfinite(_view(array)).all()
+                values = view(array).reshape(-1)
+                finite = all(np.isfinite(values[block]).all() for block in blocks(values.size))
             except (TypeError, ValueError):
                 return f"update refused: {name} holds no numbers"
             if not finite:
@@ -386,7 +383,7 @@ def _both(one: float | None, other: float | None, how: Callable[[list[float]], f
 def _update(client: str, content: RecordDict, sent: Tensors, resting: Sequence[str], rule: Rule) -> Update:
     metrics = content["metrics"]
     scalars = {name: metrics[name] for name in sorted(rule.needs) if name in metrics}
-    beside = {name: _view(array) for name, array in content["beside"].items()} if "beside" in content else {}
+    beside = {name: view(array) for name, array in content["beside"].items()} if "beside" in content else {}
     return Update(client, Difference(_Views(content["arrays"], sent), sent), metrics["scans"], scalars, beside)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedbrain.federated.aggregation.rule import Gathering, Rule, State, Tensors, Update, in_order
+from fedbrain.federated.aggregation.rule import Gathering, Rule, State, Tensors, Update, add_scaled, in_order
 
 
 class RunningSum:
@@ -21,12 +21,12 @@ class RunningSum:
 
     def __init__(self, start: Tensors, weights: Mapping[str, float]):
         self._weights, self._start = weights, start
-        self._total = {name: tensor.astype(np.float64) for name, tensor in start.items()}
+        self._total = {name: tensor.astype(np.float64, order="C") for name, tensor in start.items()}
         self.clients: list[str] = []
 
     def add(self, update: Update) -> None:
         for name, total in self._total.items():
-            total += self._weights[update.client] * update.delta[name]
+            add_scaled(total, self._weights[update.client], update.delta, name)
         self.clients.append(update.client)
 
     def take(self, name: str) -> np.ndarray:

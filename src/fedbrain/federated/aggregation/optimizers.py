@@ -14,15 +14,16 @@ The moments are in the state, in each tensor's own type. Running statistics of a
 optimizer would extrapolate them (a variance even below 0). A client's weight is n_k / N, its part in D.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
 from fedbrain.errors import StudyError
 from fedbrain.federated.aggregation.averages import FedAvg, RunningSum
-from fedbrain.federated.aggregation.rule import State, Tensors, is_statistic
+from fedbrain.federated.aggregation.rule import State, Tensors, blocks, is_statistic
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class ServerOptimizer(FedAvg):
     """Base: the mean update D by itself, and a step along it."""
 
     def start(self, state: State) -> Tensors:
-        return {name: np.zeros_like(tensor) for name, tensor in state.tensors.items()}
+        zero = np.zeros(())
+        return {name: np.broadcast_to(zero, tensor.shape) for name, tensor in state.tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,16 @@ class FedAvgM(ServerOptimizer):
         result, moments = {}, {}
         for name, tensor in state.tensors.items():
             step = total.take(name)
-            if not is_statistic(name):
-                velocity = self.momentum * _wide(state, "velocity", name) + step
-                moments[f"velocity/{name}"] = _narrow(velocity, tensor)
-                step = self.learning_rate * velocity
-            result[name] = _narrow(tensor + step, tensor)
+            if is_statistic(name):
+                result[name] = (tensor + step).astype(tensor.dtype)
+                continue
+            key = f"velocity/{name}"
+            result[name], moments[key] = _by_blocks(self._stepped, step, tensor, state.moments[key])
         return State(state.round + 1, result, moments=moments)
+
+    def _stepped(self, step: np.ndarray, tensor: np.ndarray, velocity: np.ndarray) -> tuple[np.ndarray, ...]:
+        velocity = self.momentum * velocity + step
+        return tensor + self.learning_rate * velocity, velocity
 
 
 @dataclass(frozen=True)
@@ -97,16 +103,22 @@ class FedAdam(ServerOptimizer):
 
     def step(self, state: State, total: RunningSum) -> State:
         result, moments = {}, {}
-        rate = self.learning_rate * self._correction(state.round + 1)
+        stepped = partial(self._stepped, self.learning_rate * self._correction(state.round + 1))
         for name, tensor in state.tensors.items():
             step = total.take(name)
-            if not is_statistic(name):
-                first = self.beta1 * _wide(state, "first", name) + (1 - self.beta1) * step
-                second = self._second(_wide(state, "second", name), step**2)
-                moments[f"first/{name}"], moments[f"second/{name}"] = _narrow(first, tensor), _narrow(second, tensor)
-                step = rate * first / (np.sqrt(second) + self.tau)
-            result[name] = _narrow(tensor + step, tensor)
+            if is_statistic(name):
+                result[name] = (tensor + step).astype(tensor.dtype)
+                continue
+            first, second = f"first/{name}", f"second/{name}"
+            result[name], moments[first], moments[second] = _by_blocks(
+                stepped, step, tensor, state.moments[first], state.moments[second]
+            )
         return State(state.round + 1, result, moments=moments)
+
+    def _stepped(self, rate: float, step: np.ndarray, tensor: np.ndarray, first: np.ndarray, second: np.ndarray):
+        first = self.beta1 * first + (1 - self.beta1) * step
+        second = self._second(second, step**2)
+        return tensor + rate * first / (np.sqrt(second) + self.tau), first, second
 
     def _second(self, past: np.ndarray, square: np.ndarray) -> np.ndarray:
         return self.beta2 * past + (1 - self.beta2) * square
@@ -146,9 +158,12 @@ def _moments(kind: str, tensors: Tensors, value: float) -> dict[str, np.ndarray]
     return {f"{kind}/{name}": np.full_like(t, value) for name, t in tensors.items() if not is_statistic(name)}
 
 
-def _wide(state: State, kind: str, name: str) -> np.ndarray:
-    return state.moments[f"{kind}/{name}"].astype(np.float64)
-
-
-def _narrow(values: np.ndarray, like: np.ndarray) -> np.ndarray:
-    return np.asarray(values, dtype=like.dtype)
+def _by_blocks(function: Callable[..., tuple], step: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+    """``function(step, *arrays)`` element by element in float64: as many new arrays as ``arrays``, in their types."""
+    results = [np.empty(array.shape, array.dtype) for array in arrays]
+    step, arrays, flat = step.reshape(-1), [a.reshape(-1) for a in arrays], [r.reshape(-1) for r in results]
+    for block in blocks(step.size):
+        values = function(step[block], *(array[block].astype(np.float64) for array in arrays))
+        for result, value in zip(flat, values):
+            result[block] = value
+    return results

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, np.ndarray]
 
+BLOCK = 1 << 16  # elements: half a megabyte in float64, which stays in a processor's cache
+
 
 @dataclass(frozen=True)
 class Update:
@@ -84,12 +86,10 @@ class Rule:
     requires: ClassVar[tuple[str, ...]] = ()  # kinds without which the rule makes no sense
     frozen: ClassVar[tuple[str, ...]] = ()  # kinds that nobody trains, and that never travel
     merged: ClassVar[tuple[str, ...]] = ()  # names of weights that the server alone changes
-
-    private: Sequence[str] = field(default=(), kw_only=True)
     own_model: ClassVar[str | None] = None  # whole, of each client: trained in "rounds", or at the "end"
 
-    def fitted(self, layers: Mapping[str, "AdaptedLayer"]) -> "Rule":
-        """The rule for a model with these adapted layers, by the name of A. Most rules do not care."""
+    private: Sequence[str] = field(default=(), kw_only=True)
+
     @property
     def personalised(self) -> bool:
         """Whether clients predict with tensors of their own."""
@@ -100,6 +100,8 @@ class Rule:
         """Whether the shared tensors are a model without the private ones: they are all, or the others only add to them."""
         return set(self.private) <= set(ADDED)
 
+    def fitted(self, layers: Mapping[str, "AdaptedLayer"]) -> "Rule":
+        """The rule for a model with these adapted layers, by the name of A. Most rules do not care."""
         return self
 
     def init(self, tensors: Tensors, clients: Sequence[str]) -> State:
@@ -184,6 +186,24 @@ class Difference(Mapping):
 
     def __len__(self) -> int:
         return len(self.before)
+
+
+def blocks(size: int) -> Iterator[slice]:
+    """Slices that cover ``size`` elements, to compute with large arrays without others of their size beside them."""
+    return (slice(start, start + BLOCK) for start in range(0, size, BLOCK))
+
+
+def add_scaled(total: np.ndarray, weight: float, delta: Tensors, name: str) -> None:
+    """``total += weight * delta[name]`` in float64, to the same bits; without a copy of the tensor where it is a Difference."""
+    if not isinstance(delta, Difference):
+        total += weight * delta[name]
+        return
+    after, before, sums = delta.after[name].reshape(-1), delta.before[name].reshape(-1), total.reshape(-1, copy=False)
+    for block in blocks(sums.size):
+        part = after[block].astype(np.float64)
+        part -= before[block]
+        part *= weight
+        sums[block] += part
 
 
 def filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
