@@ -163,6 +163,11 @@ COMPARISONS = {  # results/evaluation/comparisons.tsv, one row per pair of cells
     "negatives": WHOLE,
     "note": TEXT,
 }
+PERSONALISATION = {  # results/evaluation/personalisation.tsv, a client's own model (a) minus another (b)
+    "against": TEXT,  # what b is: global, local or centralized
+    **COMPARISONS,
+    "training": WHOLE,  # the client's training subjects
+}
 CALIBRATION = {  # results/evaluation/calibration.tsv, one row per bin of a curve
     "head": TEXT,
     "tuning": TEXT,

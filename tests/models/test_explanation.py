@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.stats import rankdata
-from tiny_encoder import GRID, HEADS, WIDTH, TinyEncoder, tiny_model, volume
 from torch import nn
 
+from fedbrain.devices import FittingBatch
 from fedbrain.errors import StudyError
 from fedbrain.models import explanation
 from fedbrain.models.classifier import Classifier
@@ -28,6 +28,7 @@ from fedbrain.models.explanation import (
 from fedbrain.models.heads import LinearHead
 from fedbrain.models.lora import LoRA
 from fedbrain.models.sam_med3d import Block
+from tiny_encoder import GRID, HEADS, WIDTH, TinyEncoder, tiny_model, volume
 
 SMALL = (8, 8, 8)
 
@@ -70,14 +71,16 @@ def test_integrated_gradients_of_a_quartic_are_exact_with_two_points_and_not_wit
     reference = reference_of(scan, "mean")
     # sum over voxels of w (x - r) * mean of 4 s^3 on the line = w (x^4 - r^4), voxel by voxel
     expected = weights * (scan**4 - reference**4)
-    torch.testing.assert_close(integrated_gradients(evidence, scan, reference, steps=2, at_once=2), expected)
+    torch.testing.assert_close(
+        integrated_gradients(evidence, scan, reference, steps=2, fitting=FittingBatch(2)), expected
+    )
     assert (integrated_gradients(evidence, scan, reference, steps=1) - expected).abs().max() > 1e-3
 
 
 def test_integrated_gradients_do_not_depend_on_how_many_points_go_together():
     model, scan = tiny_model(), volume()
     reference = reference_of(scan, "mean")
-    one, three = (integrated_gradients(model, scan, reference, steps=4, at_once=n) for n in (1, 3))
+    one, three = (integrated_gradients(model, scan, reference, steps=4, fitting=FittingBatch(n)) for n in (1, 3))
     torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-9)
 
 
@@ -85,7 +88,7 @@ def test_integrated_gradients_do_not_depend_on_how_many_points_go_together():
 def test_integrated_gradients_are_complete_on_a_transformer(baseline):
     model, scan = tiny_model("volume"), volume()
     reference = reference_of(scan, baseline)
-    found = integrated_gradients(model, scan, reference, steps=12, at_once=4)
+    found = integrated_gradients(model, scan, reference, steps=12, fitting=FittingBatch(4))
     whole, rest = evidence_of(model, torch.stack([scan, reference]))
     assert abs(whole - rest) > 1e-3
     assert float(found.double().sum()) == pytest.approx(float(whole - rest), rel=1e-2)
@@ -106,7 +109,7 @@ def test_the_reference_keeps_the_background(scan):
 @pytest.mark.parametrize("at_once", [1, 5])
 def test_occlusion_of_linear_evidence_is_the_sum_of_what_is_hidden(weights, scan, at_once):
     reference = reference_of(scan, "mean")
-    found = occlusion(linear(weights), scan, reference, block=4, stride=4, at_once=at_once)
+    found = occlusion(linear(weights), scan, reference, block=4, stride=4, fitting=FittingBatch(at_once))
     lost = (weights * (scan - reference)).view(2, 4, 2, 4, 2, 4).sum((1, 3, 5))
     expected = lost.repeat_interleave(4, 0).repeat_interleave(4, 1).repeat_interleave(4, 2)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -321,6 +324,21 @@ def test_agreement_of_maps():
     assert np.isnan(agreement(first, np.ones_like(first), brain)["spearman"])
 
 
+def test_structural_similarity_is_that_of_monai():
+    from monai.metrics.regression import compute_ssim_and_cs
+
+    first, second = np.random.default_rng(8).random((2, 20, 22, 24))
+    second = 0.7 * first + 0.3 * second
+    brain = np.ones(first.shape, bool)
+    padded = []
+    for values in (first, second):
+        scaled = np.minimum(values / np.percentile(values, 99), 1)
+        padded.append(torch.as_tensor(np.pad(scaled, 5))[None, None])
+    expected, _ = compute_ssim_and_cs(*padded, spatial_dims=3, kernel_size=[11] * 3, kernel_sigma=[1.5] * 3)
+    assert 0.3 < expected.mean() < 0.95
+    assert agreement(first, second, brain)["ssim"] == pytest.approx(float(expected.mean()), abs=1e-5)
+
+
 def test_a_model_trained_to_see_a_bright_cube_shows_the_cube():
     """Cases have a bright cube in one patch; all three maps of the trained model must tell that patch from the 63 others."""
     torch.manual_seed(7)
@@ -343,13 +361,13 @@ def test_a_model_trained_to_see_a_bright_cube_shows_the_cube():
     unseen = volume(100)
     unseen[cube] += 2.0
     reference = reference_of(unseen, "mean")
-    gradients = integrated_gradients(explained, unseen, reference, steps=8, at_once=4)
-    hidden = occlusion(explained, unseen, reference, block=32, stride=32, at_once=8)
+    gradients = integrated_gradients(explained, unseen, reference, steps=8, fitting=FittingBatch(4))
+    hidden = occlusion(explained, unseen, reference, block=32, stride=32, fitting=FittingBatch(8))
     for found in (gradients, hidden):
         by_patch = found.view(4, 32, 4, 32, 4, 32).sum((1, 3, 5))
         assert by_patch.argmax() == by_patch.shape[0] ** 2 * 2 + 4 * 1 + 2
         assert found[place].sum() > 0.5 * by_patch.clamp(min=0).sum()
     scrambled = dict(randomised(explained, seed=3))["head"]
-    other = integrated_gradients(scrambled, unseen, reference, steps=8, at_once=4)
+    other = integrated_gradients(scrambled, unseen, reference, steps=8, fitting=FittingBatch(4))
     brain = brain_of(unseen).numpy()
     assert agreement(gradients.numpy(), other.numpy(), brain)["spearman"] < 0.5

@@ -120,6 +120,13 @@ class ComBat:
             result[name] = replace(client, **sides, origin=origin)
         return result
 
+    def change(self, name: str, ids: Sequence[str], scans: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Gain (C,) and shift (N, C) of the channel means of a client's scans, by their ids; ``scans`` is its table SCANS.
+
+        Raises StudyError where an age or sex is missing.
+        """
+        return affine(self.pooled, self.clients[name], _covariates(name, ids, scans, self.covariates))
+
     def write(self, path: str | PathLike) -> None:
         """Writes the parameters as float64 safetensors."""
         iterations = {client: own.iterations for client, own in self.clients.items()}
@@ -156,8 +163,7 @@ class ComBat:
         return arrays
 
     def _harmonized(self, name: str, samples: Samples, scans: pd.DataFrame) -> Samples:
-        x = _covariates(name, samples.scans, scans, self.covariates)  # (N, P)
-        gain, shift = affine(self.pooled, self.clients[name], x)  # (G,), (N, G)
+        gain, shift = self.change(name, samples.scans, scans)
         return replace(samples, x=Rows.joined([samples.x]).with_means(gain, shift))
 
 

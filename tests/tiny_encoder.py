@@ -4,12 +4,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fedbrain.models.cards import EncoderCard
 from fedbrain.models.classifier import Classifier
 from fedbrain.models.encoder import Encoder
 from fedbrain.models.explanation import FromVolume
 from fedbrain.models.heads import LinearHead
 
-WIDTH, HEADS, PATCH, GRID = 8, 2, 32, 4
+WIDTH, HEADS, PATCH, GRID, DEPTH = 8, 2, 32, 4, 3
+CARD = EncoderCard(
+    title="Tiny",
+    input_shape=(128, 128, 128),
+    spacing=1.5,
+    channels=WIDTH,
+    grid=(GRID, GRID, GRID),
+    width=WIDTH,
+    depth=DEPTH,
+    pooling="mean",
+    licence="none",
+    origin="here",
+    file="tiny.pth",
+    reference="none",
+    pretraining=(),
+    pretraining_note="none",
+)
 
 
 class TinyAttention(nn.Module):
@@ -37,7 +54,7 @@ class TinyEncoder(Encoder):
     projections = {"qkv": "attn.qkv"}
     prefix = ("patch", "position")
 
-    def __init__(self, depth=3):
+    def __init__(self, depth=DEPTH):
         super().__init__()
         self.patch = nn.Conv3d(1, WIDTH, kernel_size=PATCH, stride=PATCH)
         self.position = nn.Parameter(torch.randn(1, GRID**3, WIDTH) * 0.2)
@@ -51,7 +68,15 @@ class TinyEncoder(Encoder):
         return self.neck(t).transpose(1, 2).unflatten(2, (GRID, GRID, GRID))
 
 
-def tiny_model(cut="output", depth=3, seed=0):
+def load_tiny(path, *, seed=0):
+    """As the registry's encoders are loaded; random weights only."""
+    assert path is None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TinyEncoder().eval()
+
+
+def tiny_model(cut="output", depth=DEPTH, seed=0):
     """A classifier from the volume on, cut as a tuning would cut it; the same weights for every cut."""
     torch.manual_seed(seed)
     encoder, head = TinyEncoder(depth).eval(), LinearHead(channels=WIDTH)
