@@ -84,7 +84,7 @@ REFERENCE_HEADS = [
 ]
 LIGHT = ("lora", "dual_lora", "norm")  # the tunings that train few parameters
 EXTRA = []  # tables in results/evaluation that a study has only where it asks for them; the study page shows them
-WEIGHTED = ("fedce", "rate_my_lora")  # the rules whose contribution weights change from round to round
+WEIGHTED = ("fedce", "rate_my_lora", "qfedavg")  # the rules whose contribution weights change from round to round
 
 
 wildcard_constraints:

@@ -39,7 +39,7 @@ def run(clients, folder, aggregation="fedavg", **options):
 
 # Those that ask for three clients or for something that a linear head has not run in aggregation/, test_policies.py and
 # test_personalised_cells.py.
-OTHERS = ("krum", "multi_krum", "fedit", "flexlora", "fedper", "fedbn", "flop", "ditto", "fedavg_ft")
+OTHERS = ("krum", "multi_krum", "bulyan", "fedit", "flexlora", "fedper", "fedbn", "flop", "ditto", "fedavg_ft")
 RULES = [name for name in names("aggregation") if name not in OTHERS and not build_rule(name).requires]
 
 

@@ -45,7 +45,7 @@ RULES |= {rule.__name__: rule() for rule in (FedIT, FlexLoRA)}
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_the_order_of_updates_does_not_change_a_bit(rule):
     generator = np.random.default_rng(0)
-    scalars = {"minus_score": 0.7, "local_score": 0.6}
+    scalars = {"minus_score": 0.7, "local_score": 0.6, "received_loss": 0.5}
     shapes = {"w": 1000, "b": (3, 4), "layer.lora_A.default.weight": (2, 30), "layer.lora_B.default.weight": (20, 2)}
     updates = [
         Update(

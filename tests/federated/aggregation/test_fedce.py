@@ -50,6 +50,48 @@ def test_golden_values(version, combine):
     np.testing.assert_allclose(weights, GOLDEN[version, combine], rtol=0, atol=1.01e-6)
 
 
+def written_out(version, combine, deltas, scores):
+    """The weights of every round by the published formulas, in plain arithmetic on lists, apart from ours."""
+
+    def cosine(one, other):
+        norms = [sum(value * value for value in vector) ** 0.5 for vector in (one, other)]
+        return sum(a * b for a, b in zip(one, other)) / (norms[0] * norms[1]) if min(norms) else 0.0
+
+    def normal(values):
+        return [value / sum(values) for value in values]
+
+    weights, cosines, minus, rounds = [1 / 3] * 3, [[], [], []], [[], [], []], []
+    for round_deltas, round_scores in zip(deltas, scores):
+        mixture = weights if version == "2.9" else [1 / 3] * 3
+        total = [sum(q * delta[i] for q, delta in zip(mixture, round_deltas)) for i in range(2)]
+        for k, delta in enumerate(round_deltas):
+            cosines[k].append(cosine(delta, [total[i] - mixture[k] * delta[i] for i in range(2)]))
+            minus[k].append(round_scores[k] if round_scores else 0.0)
+        in_gradients, in_data = ([1 - sum(past) / len(past) for past in pasts] for pasts in (cosines, minus))
+        if version == "2.9":
+            parts = [normal([max(value, 1e-6) for value in values]) for values in (in_gradients, in_data)]
+        else:
+            parts = [[max(value, 1e-3) for value in normal(values)] for values in (in_gradients, in_data)]
+        both = normal([g + e if combine == "plus" else g * e for g, e in zip(*parts)])
+        weights = both if version == "2.9" else [max(value, 1e-3) for value in both]
+        rounds.append(weights)
+    return rounds
+
+
+@pytest.mark.parametrize("version", ["2.9", "2.3"])
+@pytest.mark.parametrize("combine", ["plus", "times"])
+def test_both_versions_and_combinations_agree_with_the_formulas_written_out(version, combine):
+    generator = np.random.default_rng(5)
+    deltas = DELTAS + generator.normal(size=(9, 3, 2)).tolist()
+    scores = SCORES + generator.uniform(0.1, 0.9, (9, 3)).tolist()
+    expected = written_out(version, combine, deltas, scores)
+    if (version, combine) in GOLDEN:  # the formulas are those of the authors' code
+        np.testing.assert_allclose(expected[:3], GOLDEN[version, combine], rtol=0, atol=1.01e-6)
+    np.testing.assert_allclose(
+        run(build_rule("fedce", version=version, combine=combine), deltas, scores), expected, rtol=1e-12
+    )
+
+
 def test_the_size_of_a_client_plays_no_part():
     rule = build_rule("fedce")
     assert run(rule, DELTAS, SCORES, (1, 1, 1)) == run(rule, DELTAS, SCORES, (500, 1, 20))

@@ -10,12 +10,15 @@ from federation import federate as federate_small
 from peft import LoraConfig, inject_adapter_in_model
 from small_clients import build_small_model, make_client
 
+from fedbrain.federated.aggregation.adagrad import FedAdagrad
 from fedbrain.federated.aggregation.averages import FedAvg, SimpleAvg
+from fedbrain.federated.aggregation.bulyan import Bulyan
 from fedbrain.federated.aggregation.fedprox import FedProx
 from fedbrain.federated.aggregation.lora import FedIT, FlexLoRA, factor_pairs
 from fedbrain.federated.aggregation.lora_parts import FedSALoRA, FFALoRA, RoLoRA
 from fedbrain.federated.aggregation.merging import FedExLoRA, FLoRA, MergingRule
 from fedbrain.federated.aggregation.optimizers import FedAdam, FedAvgM, FedYogi
+from fedbrain.federated.aggregation.q_fedavg import QFedAvg
 from fedbrain.federated.aggregation.robust import Krum, Median, MultiKrum, TrimmedMean
 from fedbrain.federated.aggregation.scaffold import Scaffold
 from fedbrain.federated.checkpoint import load_checkpoint
@@ -28,10 +31,13 @@ RULES = [
     FedAvgM(),
     FedAdam(learning_rate=0.1),
     FedYogi(learning_rate=0.1),
+    FedAdagrad(learning_rate=0.1),
+    QFedAvg(q=0.01, learning_rate=0.1),
     Median(),
     TrimmedMean(),
     Krum(),
     MultiKrum(),
+    Bulyan(),
     FedIT(),
     FlexLoRA(),
     FedProx(),
@@ -90,7 +96,10 @@ def test_three_rounds_learn_and_report_weights(three_clients, rule):
     result = federate(three_clients, rule, options=replace(OPTIONS, rounds=3, local_epochs=3))
     for number in (1, 2, 3):
         weights = [row["weight"] for row in result.rows if row["round"] == number]
-        assert sum(weights) == pytest.approx(1)
+        if isinstance(rule, QFedAvg):  # its steps are shorter than the mean
+            assert 0.8 < sum(weights) < 1
+        else:
+            assert sum(weights) == pytest.approx(1)
         assert min(weights) >= 0
     model = build_adapted_model()
     before = [evaluate(model, client.validation).loss for client in three_clients.values()]
