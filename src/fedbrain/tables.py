@@ -260,6 +260,31 @@ MEMBERSHIP_CURVES = {  # results/evaluation/membership_curves.tsv, one row per t
     "fpr": REAL,
     "tpr": REAL,
 }
+TRANSFER = {  # results/evaluation/transfer.tsv, one row per cell, cohort, subjects, model and metric
+    "head": TEXT,
+    "tuning": TEXT,
+    "aggregation": TEXT,
+    "cohort": TEXT,  # that was left out or is external, or "mean": of those that were left out
+    "kind": TEXT,  # left out or external
+    "tested": TEXT,  # on its test subjects, or on all its subjects
+    "model": TEXT,  # unseen (trained without the cohort), seen, or the difference unseen - seen
+    "metric": TEXT,
+    "value": REAL,  # mean over seeds
+    "low": REAL,  # interval over subjects; of a mean over cohorts, that of Hartung and Knapp
+    "high": REAL,
+    "p": REAL,  # of a difference: DeLong's for the AUC, else the bootstrap's
+    "p_holm": REAL,  # over all differences of the metric
+    "prediction_low": REAL,  # of a mean: where a further cohort may lie
+    "prediction_high": REAL,
+    "tau": REAL,  # of a mean: standard deviation between cohorts; of AUCs in logits
+    "cohorts": WHOLE,  # of a mean
+    "seed_sd": REAL,
+    "seeds": WHOLE,
+    "subjects": WHOLE,
+    "positives": WHOLE,
+    "negatives": WHOLE,
+    "note": TEXT,
+}
 
 SITE_EFFECTS = {  # results/site_effects/{encoder}/cohort_told.tsv, one row per set of features, scans and metric
     "features": TEXT,  # mean or spread (of each channel over the positions), quality (metrics of the scan), age and sex
