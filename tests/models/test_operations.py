@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedbrain.models.cards import CARDS
 from fedbrain.models.classifier import EncoderSource, build_classifier
@@ -31,6 +32,16 @@ def test_the_authors_implementation_takes_184_billion():
     counted = count_operations(theirs, torch.empty(1, 1, 128, 128, 128, device="meta"))
     assert counted == CARDS["sam_med3d"].reference_operations
     assert round(counted / 1e9) == 184
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_cards_number_is_what_torch_counts(name):
+    encoder, volume = bare_encoder(name), torch.empty(1, 1, 128, 128, 128, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder(volume)
+    counted = counter.get_total_flops() // 2
+    assert count_operations(encoder, volume) == counted
+    assert CARDS[name].operations in (counted, 0)
 
 
 def after_cut(model, head, adapters):

@@ -26,6 +26,7 @@ class EncoderCard:
     reference: str
     pretraining: tuple[str, ...]  # data sets that the encoder has seen, as far as `pretraining_note` says
     pretraining_note: str
+    operations: int = 0  # multiply-accumulates of our forward pass; 0: counted when asked for, which takes seconds
     reference_operations: int = 0  # multiply-accumulates of the authors' forward pass, where ours takes fewer
 
 
@@ -73,6 +74,7 @@ CARDS = {
             "the paper counts 70 public sets and 8,000 licensed private cases from hospitals, which no public list names "
             "in full, and where challenges took their scans from."
         ),
+        operations=52_374_798_336,
         reference_operations=184_293_556_224,  # counted on medim 0.1.2; a test counts again
     ),
     "brainiac": EncoderCard(
@@ -113,6 +115,7 @@ CARDS = {
             "here, so check it before you rely on the absence of a name. Not known: which subjects, for no list of them "
             "is published."
         ),
+        operations=19_885_326_336,
     ),
 }
 

@@ -1,11 +1,13 @@
 """Multiply-accumulate operations of a forward pass, counted from the operations that torch really runs."""
 
 import logging
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from fedbrain.models.cards import CARDS
 from fedbrain.models.classifier import Classifier, EncoderSource
@@ -22,9 +24,31 @@ def count_operations(model: nn.Module, x: Tensor) -> int:
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     tensors = {name: tensor.to(x.device) for name, tensor in tensors.items()}
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with _Counter() as counter, torch.no_grad():
         functional_call(model, tensors, (x,))
-    return counter.get_total_flops() // 2
+    return counter.total // 2
+
+
+class _Counter(TorchDispatchMode):
+    """What torch.utils.flop_counter.FlopCounterMode counts, by its formulas; that loads torch's compiler, over a second of each job."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        with self:
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
+        result = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def cost_of(model: Classifier, source: EncoderSource) -> dict[str, dict[str, int]]:
@@ -44,21 +68,29 @@ def cost_of(model: Classifier, source: EncoderSource) -> dict[str, dict[str, int
         operations = count_operations(model, volume)
         full, operations = head, {"volume": operations, "cut": operations, "reference": 0}
     else:
-        encoder = bare_encoder(source.name)
-        full = head + sum(parameter.numel() for parameter in encoder.parameters())
-        whole, before, kept = count_operations(encoder, volume), 0, volume
-        if model.cut == OUTPUT:
-            before, kept = whole, torch.empty(1, card.channels, *card.grid, device="meta")
-        elif model.cut != FROM_VOLUME:
-            with torch.no_grad():
-                kept = encoder.tokens(volume, start_of(model.cut))
-            before = count_operations(_Prefix(encoder, start_of(model.cut)), volume)
-        after = count_operations(model, kept)
+        parameters, whole, before, kept = _encoder_cost(source.name, model.cut)
+        full = head + parameters
+        # Of a head alone on real tensors: operations on the meta device load torch's compiler.
+        after = count_operations(model, torch.zeros(kept, device=None if model.encoder is None else "meta"))
         saved = card.reference_operations - whole if card.reference_operations else 0
         reference = before + after + saved if saved else 0
         operations = {"volume": before + after, "cut": after, "reference": reference}
     model.train(training)
     return {"parameters": {"trained": trained, "full": full}, "operations": operations}
+
+
+@cache
+def _encoder_cost(name: str, cut: str) -> tuple[int, int, int, tuple[int, ...]]:
+    """Of an encoder: its parameters, the operations of all of it and of what lies before ``cut``, and the shape of what is kept there."""
+    encoder, volume = bare_encoder(name), torch.empty(1, 1, *VOLUME, device="meta")
+    whole, before, kept = CARDS[name].operations or count_operations(encoder, volume), 0, volume.shape
+    if cut == OUTPUT:
+        before, kept = whole, (1, CARDS[name].channels, *CARDS[name].grid)
+    elif cut != FROM_VOLUME:
+        with torch.no_grad():
+            kept = encoder.tokens(volume, start_of(cut)).shape
+        before = count_operations(_Prefix(encoder, start_of(cut)), volume)
+    return sum(parameter.numel() for parameter in encoder.parameters()), whole, before, tuple(kept)
 
 
 def bare_encoder(name: str) -> nn.Module:
