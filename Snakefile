@@ -26,6 +26,7 @@ include: "rules/export.smk"
 include: "rules/embed.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
+include: "rules/personalisation.smk"
 include: "rules/site_effects.smk"
 include: "rules/figures.smk"
 

@@ -66,6 +66,7 @@ EVALUATED = study.evaluated(STUDY)  # the cells, and behind personalised ones th
 LEFT_OUT = study.left_out_cells(STUDY)  # those that are also trained without a cohort, and that cohort
 KEPT = {(cell.head, cell.tuning): study.kept(STUDY, cell.head, cell.tuning) for cell in CELLS}  # what cells train on
 KEPT_FILES = "results/embeddings/{encoder}/{cut}/{cohort}/{shard}"
+PERSONALISED = study.personalised_cells(STUDY)  # and the global model that each is compared with
 # The tunings of the grid whose embeddings are harmonized, and how.
 HARMONIZED = {cell.tuning: study.harmonization(STUDY, cell.tuning) for cell in CELLS}
 HARMONIZED = {tuning: how for tuning, how in HARMONIZED.items() if how}
@@ -360,3 +361,4 @@ def make_report():
     subprocess.run(command, check=True)
     say(f"the study page is {os.path.abspath('results/report/study.html')}")
     say(f"the report, with that page and all figures and tables, is {os.path.abspath('results/report.html')}")
+    names += [f"personalisation-{model}" for model in models(PERSONALISED.__contains__)]

@@ -39,6 +39,7 @@ rule evaluate_cells:
         code=code("evaluate_cells.py"),
         cohorts=COHORTS,
         evaluation=RESAMPLING,
+        own_models=study.own_models(STUDY),
         runs=RUNS,
         seed=STUDY["seed"],
     script:
@@ -74,6 +75,7 @@ rule compare_cells:
         evaluation=RESAMPLING,
         reference=REFERENCE,
         family=STUDY["evaluation"]["comparisons"]["family"],
+        own_models=study.own_models(STUDY),
         runs=RUNS,
         seed=STUDY["seed"],
     script:

@@ -17,6 +17,7 @@ result = compare_cells(
     family=snakemake.params.family,
     splits=splits,
     seed=snakemake.params.seed,
+    own_models=snakemake.params.own_models,
     **snakemake.params.evaluation,
 )
 write_table(result, snakemake.output.table)

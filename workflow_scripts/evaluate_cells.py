@@ -12,6 +12,7 @@ result = performance(
     clients=snakemake.params.cohorts,
     splits=read_table(snakemake.input.splits, SPLITS),
     seed=snakemake.params.seed,
+    own_models=snakemake.params.own_models,
     **snakemake.params.evaluation,
 )
 write_table(result, snakemake.output.performance)

@@ -415,6 +415,7 @@ def test_no_cells_or_one_give_an_empty_table_with_its_columns(cells):
 
 def test_a_cell_without_a_client_says_so_there_and_in_the_pool_and_is_compared_elsewhere(cells):
     less = cells[B][0][cells[B][0]["cohort"] != "south"]
+    south = cells[B][0].query("cohort == 'south'")["subject"].nunique()
     whole = compare_cells({A: {0: cells[A][0]}, B: {0: cells[B][0]}}, clients=CLIENTS, resamples=200)
     for pair in ({A: {0: cells[A][0]}, B: {0: less}}, {B: {0: less}, A: {0: cells[A][0]}}):
         table = compare_cells(pair, clients=CLIENTS, pairs=[(A, B)], resamples=200)
@@ -423,8 +424,11 @@ def test_a_cell_without_a_client_says_so_there_and_in_the_pool_and_is_compared_e
             whole[whole["client"] == "north"].iloc[0].drop("p_holm"),
             check_names=False,
         )
-        for client in ("south", "pooled"):
+        for client, reason in (
+            ("south", f"{south} test subjects, but no model"),
+            ("pooled", "without south, which has no model"),
+        ):
             (row,) = table[table["client"] == client].to_dict("records")
-            assert row["note"] == "linear/frozen/fedce: no AUC on these scans"
+            assert row["note"].startswith(f"linear/frozen/fedce: {reason}")
             assert pd.isna(row["difference"])
             assert row["value_a"] == whole.loc[whole["client"] == client, "value_a"].item()

@@ -24,7 +24,15 @@ import pandas as pd
 from scipy.special import expit, logit, ndtri
 
 from fedbrain.evaluation.metrics import Metric, are_probabilities, counted, reason_undefined, weighted
-from fedbrain.evaluation.predictions import POOLED, Cell, aligned, of_client, refuse_pooled_cohort, with_persons
+from fedbrain.evaluation.predictions import (
+    POOLED,
+    Cell,
+    aligned,
+    of_client,
+    refuse_pooled_cohort,
+    with_persons,
+    without_model,
+)
 from fedbrain.tables import CALIBRATION
 
 CLIP = 1e-6  # scores are taken as at least this far from 0 and 1, where a logit is infinite (ours)
@@ -217,7 +225,7 @@ def calibration_curves(
     Raises StudyError where predictions do not fit and ValueError for bins or a level out of range.
     """
     refuse_pooled_cohort(clients)
-    rows = []
+    absent, rows = without_model(predictions, splits), []
     for cell, by_seed in predictions.items():
         scans, scores = aligned(cell, by_seed, clients)
         scans = with_persons(scans, splits)
@@ -226,13 +234,14 @@ def calibration_curves(
             labels, persons = scans["label"].to_numpy(int)[mask], scans["person"].to_numpy(str)[mask]
             for number, of_seed in zip(by_seed, scores[:, mask]):
                 named = dict(zip(("head", "tuning", "aggregation"), cell)) | {"client": client, "seed": number}
-                rows += [named | row for row in _curve_rows(labels, of_seed, persons, bins, level, seed)]
+                said = absent.get((cell, client), "")
+                rows += [named | row for row in _curve_rows(labels, of_seed, persons, bins, level, seed, said)]
     return pd.DataFrame(rows, columns=list(CALIBRATION)).astype(CALIBRATION)
 
 
-def _curve_rows(labels, scores, persons, bins, level, seed):
+def _curve_rows(labels, scores, persons, bins, level, seed, said):
     if not len(labels):
-        return [{"note": "no test subject: no curve"}]
+        return [{"note": said or "no test subject: no curve"}]
     if not np.isfinite(scores).all() or not are_probabilities(scores):
         return [{"note": reason_uncalibrated("ece", labels, scores)}]
     by_chance = dict(
@@ -240,7 +249,8 @@ def _curve_rows(labels, scores, persons, bins, level, seed):
     )
     points = calibration_curve(labels, scores, persons, bins=bins, level=level)
     fewest = min(point.subjects for point in points)
-    note = f"{counted(fewest, 'subject')} in a bin: a curve for the eye alone" if fewest < 5 else None
+    few = f"{counted(fewest, 'subject')} in a bin: a curve for the eye alone" if fewest < 5 else ""
+    note = "; ".join(filter(None, (said, few))) or None
     whole = by_chance | {"ece": ece(labels, scores, bins=bins), "note": note}
     return [{"bin": place} | point._asdict() | whole for place, point in enumerate(points, start=1)]
 

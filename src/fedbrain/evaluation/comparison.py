@@ -15,7 +15,7 @@ AUCs with weights 1 / seeds and -1 / seeds: one covariance matrix over all seeds
 subjects. The bootstrap forms the same mean in every resample.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -29,6 +29,8 @@ from fedbrain.evaluation.bootstrap import check_options, jackknife, limits, repl
 from fedbrain.evaluation.calibration import CALIBRATION_METRICS
 from fedbrain.evaluation.metrics import METRICS, counted, in_words, reason_undefined
 from fedbrain.evaluation.predictions import (
+    MIXED,
+    OWN_MODELS,
     POOLED,
     Cell,
     aligned,
@@ -36,6 +38,7 @@ from fedbrain.evaluation.predictions import (
     of_client,
     refuse_pooled_cohort,
     with_persons,
+    without_model,
 )
 from fedbrain.tables import COMPARISONS, REAL
 
@@ -217,6 +220,7 @@ def compare_cells(
     method: str = "percentile",
     splits: pd.DataFrame | None = None,
     family: str = "table",
+    own_models: Collection[str] = OWN_MODELS,
 ) -> pd.DataFrame:
     """Differences between cells on the same test subjects, for each client and pooled: a table :data:`COMPARISONS`.
 
@@ -228,6 +232,7 @@ def compare_cells(
     each resample (see the module).
     family: what Holm's correction is over: all comparisons of the ``table`` (any false finding among all clients), or
     those of one ``client`` apart. Without a p-value (one class) there is no test and nothing is counted.
+    own_models: as performance takes them.
 
     A missing value has a note that says why. Raises StudyError where predictions do not fit (see
     :func:`fedbrain.evaluation.predictions.aligned`), cells were tested on different scans, or a pair names a cell that
@@ -242,14 +247,16 @@ def compare_cells(
     refuse_pooled_cohort(clients)
     chosen = _pairs(list(predictions), reference, pairs)
     scans, scores = _on_the_same_scans(predictions, clients, {cell for pair in chosen for cell in pair})
-    rows = []
+    absent, rows = without_model(predictions, splits), []
     if chosen:
         scans = with_persons(scans, splits)
         for client in (*clients, POOLED):
             mask = of_client(scans, client)
             of_cells = {cell: by_seed[:, mask] for cell, by_seed in scores.items()}
             options = dict(metric=metric, resamples=resamples, level=level, seed=seed, method=method)
-            rows += _client_rows(client, scans[mask], of_cells, chosen, **options)
+            said = {cell: absent.get((cell, client), "") for cell in of_cells}
+            mixed = {cell for cell in of_cells if cell[2] in own_models and client == POOLED}
+            rows += _client_rows(client, scans[mask], of_cells, chosen, said, mixed, **options)
     table = pd.DataFrame(rows, columns=list(COMPARISONS)).astype(COMPARISONS)
     p = table["p_delong"].fillna(table["p_bootstrap"]) if metric == "auc" else table["p_bootstrap"]
     groups = table["client"] if family == "client" else pd.Series("", index=table.index)
@@ -363,7 +370,7 @@ def _on_the_same_scans(predictions, clients, cells):
     return everything, scores
 
 
-def _client_rows(client, scans, scores, pairs, *, metric, resamples, level, seed, method):
+def _client_rows(client, scans, scores, pairs, said, mixed, *, metric, resamples, level, seed, method):
     labels, persons = scans["label"].to_numpy(int), scans["person"].to_numpy(str)
     people, positives = len(np.unique(persons)), len(np.unique(persons[labels == 1]))
     function = (METRICS | CALIBRATION_METRICS)[metric]
@@ -377,16 +384,15 @@ def _client_rows(client, scans, scores, pairs, *, metric, resamples, level, seed
         row = {"cell_a": cell_name(a), "cell_b": cell_name(b), "client": client, "metric": metric} | counts
         row |= {"seeds_a": len(scores[a]), "seeds_b": len(scores[b])}
         row |= {"value_a": _mean(values[a]), "value_b": _mean(values[b])}
-        absent = [cell_name(cell) for cell in (a, b) if cell not in usable]
+        absent = [cell for cell in (a, b) if cell not in usable]
         if missing:
             notes = [missing]
         elif absent:
-            notes = [f"{' and '.join(absent)}: no {in_words(metric)} on these scans"]
+            notes = [f"{cell_name(cell)}: {said[cell] or f'no {in_words(metric)} on these scans'}" for cell in absent]
         else:
             numbers, notes = _tested(resampled, a, b, values, counts, level)
             row |= numbers
-        if client == POOLED and "local" in (a[2], b[2]):
-            notes.append("local mixes scores of different models, one per client, whose scales may differ")
+        notes += [f"{cell[2]} {MIXED}" for cell in dict.fromkeys((a, b)) if cell in mixed]
         rows.append(row | {"note": "; ".join(notes) or None})
     return rows
 

@@ -1,6 +1,6 @@
 """The performance table: every cell's metrics with intervals, for each client and pooled over all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,17 +11,19 @@ from fedbrain.evaluation.calibration import CALIBRATION_METRICS, reason_uncalibr
 from fedbrain.evaluation.comparison import analytic_interval
 from fedbrain.evaluation.metrics import METRICS, counted, reason_undefined
 from fedbrain.evaluation.predictions import (
+    MIXED,
+    OWN_MODELS,
     POOLED,
     Cell,
     aligned,
     of_client,
     refuse_pooled_cohort,
     with_persons,
+    without_model,
 )
 from fedbrain.tables import PERFORMANCE
 
 ANALYTIC = "auc_delong"  # the AUC again, with an interval that needs no resampling and holds on few subjects
-NO_MODEL = "test subjects, but no model for them: each client has its own here, and this one has trained none"
 CALIBRATION_RESAMPLES = 2000  # at most: a fit in each resample takes ten times as long as an AUC (ours)
 ROWS = (
     "auc",
@@ -39,6 +41,7 @@ def performance(
     seed: int = 0,
     method: str = "percentile",
     splits: pd.DataFrame | None = None,
+    own_models: Collection[str] = OWN_MODELS,
 ) -> pd.DataFrame:
     """Metrics on the test scans of each client and of all that train ("pooled"), with intervals over subjects.
 
@@ -47,6 +50,7 @@ def performance(
     splits: table SPLITS; where given, subjects that are one person (one id or one image in two cohorts) are one unit of
     the bootstrap, external cohorts (of test subjects alone) have their rows and no part in "pooled", and the site-only
     baseline (:mod:`fedbrain.evaluation.baseline`) is added as a cell. Without it every subject of every cohort is a unit of its own.
+    own_models: the aggregations that give each client a model of its own, whose scores are mixed in "pooled".
 
     Returns a table PERFORMANCE with the metrics of :data:`ROWS`: those of :mod:`fedbrain.evaluation.metrics` and
     :mod:`fedbrain.evaluation.calibration`, and the AUC once more with the interval of
@@ -60,8 +64,7 @@ def performance(
     """
     refuse_pooled_cohort(clients)
     cells = dict(predictions) if splits is None else with_baseline(predictions, splits)
-    tested = set() if splits is None else set(splits.loc[splits["split"] == "test", "cohort"])
-    rows = []
+    absent, rows = without_model(predictions, splits), []
     for cell, by_seed in cells.items():
         scans, scores = aligned(cell, by_seed, clients)  # scores (seeds, N)
         scans = with_persons(scans, splits)
@@ -72,7 +75,8 @@ def performance(
                 client,
                 scans[chosen],
                 scores[:, chosen],
-                has_test=client in tested,
+                absent=absent.get((cell, client), ""),
+                mixed=cell[2] in own_models and client == POOLED,
                 resamples=resamples,
                 level=level,
                 seed=seed,
@@ -82,11 +86,12 @@ def performance(
 
 
 def _client_rows(
-    cell: Cell, client: str, scans: pd.DataFrame, scores: np.ndarray, *, has_test, **options
+    cell: Cell, client: str, scans: pd.DataFrame, scores: np.ndarray, *, absent: str, mixed: bool, **options
 ) -> list[dict]:
     labels = scans["label"].to_numpy(int)
     persons = scans["person"].to_numpy(str)
     people, positives = len(np.unique(persons)), len(np.unique(persons[labels == 1]))
+    said = [absent] * bool(absent) + [MIXED] * mixed
     results, remarks = {}, {}
     if people:
         fewer = options | {"resamples": min(options["resamples"], CALIBRATION_RESAMPLES)}
@@ -111,17 +116,18 @@ def _client_rows(
                 "subjects": people,
                 "positives": positives,
                 "negatives": people - positives,
-                "note": NO_MODEL
-                if has_test and not people
+                "note": absent
+                if absent and not people
                 else _note(
-                    cell, client, metric, labels, scores, positives, people - positives, found, remarks.get(metric, "")
+                    *(cell, client, metric, labels, scores, positives, people - positives, found),
+                    *(remarks.get(metric, ""), said),
                 ),
             }
         )
     return rows
 
 
-def _note(cell, client, metric, labels, scores, positives, negatives, found: Interval, remark: str) -> str | None:
+def _note(cell, client, metric, labels, scores, positives, negatives, found: Interval, remark: str, said) -> str | None:
     """Why a value is missing, or what its reader must know; None where there is nothing to say."""
     # A class is there if a scan of it is there: a subject that converts supplies both.
     base = "auc" if metric == ANALYTIC else metric
@@ -136,9 +142,7 @@ def _note(cell, client, metric, labels, scores, positives, negatives, found: Int
     if np.isnan(found.value):
         reasons = [reason_uncalibrated(metric, labels, of_seed) for of_seed in scores]
         return next((reason for reason in reasons if reason), "no value: a score is outside 0 to 1")
-    remarks = []
-    if cell[2] == "local" and client == POOLED:
-        remarks.append("mixes scores of different models, one per client, whose scales may differ")
+    remarks = list(said)
     if metric == ANALYTIC:
         return "; ".join([*remarks, *([remark] if remark else [])]) or None
     few = [counted(n, noun) for n, noun in ((positives, "case"), (negatives, "control")) if n == 1]

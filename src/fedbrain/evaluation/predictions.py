@@ -7,10 +7,13 @@ import pandas as pd
 
 from fedbrain.cohorts.splits import external_cohorts
 from fedbrain.errors import StudyError
+from fedbrain.evaluation.metrics import counted
 from fedbrain.tables import PREDICTIONS, read_table
 
 POOLED = "pooled"
 Cell = tuple[str, str, str]  # head, tuning, aggregation
+OWN_MODELS = ("local",)  # aggregations that give each client a model of its own, where nothing else is said
+MIXED = "mixes scores of different models, one per client, whose scales may differ"
 
 _KEYS = ["cohort", "subject", "session"]
 
@@ -31,7 +34,8 @@ def read_runs(runs: Sequence[Sequence], paths: Sequence) -> dict[Cell, dict[int,
 def aligned(cell: Cell, by_seed: Mapping[int, pd.DataFrame], clients: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
     """One row per scan (cohort, subject, session, label), in one order for all cells, and scores (seeds, N).
 
-    by_seed: a table PREDICTIONS for each training seed. A missing score is NaN, a missing session the empty string.
+    by_seed: a table PREDICTIONS for each training seed. A missing score is NaN, a missing session the empty string. A client that
+    some seed has no model for (it was not drawn in time) is left out of all seeds, so that their mean is of the same scans.
     Raises StudyError where there is no seed, the seeds were tested on different scans, a scan stands twice in a table,
     or a cohort is not among the clients.
     """
@@ -49,7 +53,9 @@ def aligned(cell: Cell, by_seed: Mapping[int, pd.DataFrame], clients: Sequence[s
                 f"{name}, seed {seed}: predictions of cohort {', '.join(unknown)}, which is not among the clients "
                 f"({', '.join(clients)}); delete predictions.tsv and run again"
             )
-        frames.append(frame.reset_index(drop=True))
+        frames.append(frame)
+    everywhere = set.intersection(*(set(frame["cohort"]) for frame in frames))
+    frames = [frame[frame["cohort"].isin(everywhere)].reset_index(drop=True) for frame in frames]
     scans = frames[0][[*_KEYS, "label"]]
     for seed, frame in zip(by_seed, frames):
         if not frame[[*_KEYS, "label"]].astype(str).equals(scans.astype(str)):
@@ -58,6 +64,33 @@ def aligned(cell: Cell, by_seed: Mapping[int, pd.DataFrame], clients: Sequence[s
                 "train both on the same splits"
             )
     return scans, np.stack([frame["score"].astype("Float64").to_numpy(float, na_value=np.nan) for frame in frames])
+
+
+def without_model(
+    predictions: Mapping[Cell, Mapping[int, pd.DataFrame]], splits: pd.DataFrame | None = None
+) -> dict[tuple[Cell, str], str]:
+    """By cell and client, and for "pooled", what to say where a cell has no predictions of test scans that others predict.
+
+    So it is where each client has a model of its own, and one has trained none in every seed. External cohorts are no part of
+    "pooled" (splits: table SPLITS, which knows them).
+    """
+    subjects: dict[str, set] = {}
+    for by_seed in predictions.values():
+        for frame in by_seed.values():
+            for client, part in frame.groupby("cohort"):
+                subjects.setdefault(client, set()).update(part["subject"])
+    external = [] if splits is None else external_cohorts(splits)
+    notes = {}
+    for cell, by_seed in predictions.items():
+        lacking = {c for frame in by_seed.values() for c in subjects if c not in set(frame["cohort"])}
+        for client in lacking:
+            notes[cell, client] = (
+                f"{counted(len(subjects[client]), 'test subject')}, but no model for them: each client has its own here, and "
+                "this one has trained none"
+            )
+        if inside := sorted(lacking - set(external)):
+            notes[cell, POOLED] = f"without {', '.join(inside)}, which has no model of its own"
+    return notes
 
 
 def with_persons(scans: pd.DataFrame, splits: pd.DataFrame | None) -> pd.DataFrame:

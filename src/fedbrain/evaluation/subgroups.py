@@ -22,7 +22,15 @@ from fedbrain.errors import StudyError
 from fedbrain.evaluation.bootstrap import Interval, intervals
 from fedbrain.evaluation.calibration import CALIBRATION_METRICS
 from fedbrain.evaluation.metrics import METRICS, Metric, counted, reason_undefined, sensitivity, specificity
-from fedbrain.evaluation.predictions import POOLED, Cell, aligned, of_client, refuse_pooled_cohort, with_persons
+from fedbrain.evaluation.predictions import (
+    POOLED,
+    Cell,
+    aligned,
+    of_client,
+    refuse_pooled_cohort,
+    with_persons,
+    without_model,
+)
 from fedbrain.tables import SUBGROUPS
 
 ATTRIBUTES = ("sex", "age", "site", "field_strength", "scanner")
@@ -97,7 +105,7 @@ def subgroups(
             raise ValueError(f"{name!r} is not known; known: {', '.join(allowed)}")
     refuse_pooled_cohort(clients)
     options = {"resamples": resamples, "level": level, "seed": seed, "method": method}
-    rows = []
+    absent, rows = without_model(predictions, splits), []
     for cell, by_seed in predictions.items():
         scans, scores = aligned(cell, by_seed, clients)
         scans = with_persons(_with_attributes(scans, scan_tables, age_edges), splits)
@@ -107,9 +115,11 @@ def subgroups(
                 labelled = {"head": cell[0], "tuning": cell[1], "aggregation": cell[2], "client": client}
                 labelled |= {"attribute": attribute, "seeds": len(scores)}
                 chosen = {name: known[name] for name in metrics}
-                rows += [
-                    labelled | row for row in _group_rows(scans[mask], scores[:, mask], attribute, chosen, options)
-                ]
+                said = absent.get((cell, client), "")
+                for row in _group_rows(scans[mask], scores[:, mask], attribute, chosen, options):
+                    if said:  # without a scan, it is the reason
+                        row["note"] = "; ".join(filter(None, (said, row["note"] if mask.any() else None)))
+                    rows.append(labelled | row)
     return pd.DataFrame(rows, columns=list(SUBGROUPS)).astype(SUBGROUPS)
 
 

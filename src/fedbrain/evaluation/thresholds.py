@@ -29,6 +29,7 @@ from fedbrain.evaluation.predictions import (
     of_client,
     refuse_pooled_cohort,
     with_persons,
+    without_model,
 )
 from fedbrain.tables import THRESHOLDS
 
@@ -113,7 +114,7 @@ def performance_at_thresholds(
     """
     refuse_pooled_cohort(clients)
     options = {"resamples": resamples, "level": level, "seed": seed, "method": method}
-    rows = []
+    absent, rows = without_model(predictions, splits), []
     for cell, by_seed in predictions.items():
         lacking = [number for number in by_seed if number not in validation.get(cell, {})]
         if lacking:
@@ -131,7 +132,8 @@ def performance_at_thresholds(
             for rule in rules:
                 found = [choose_threshold(labels, of_seed, rule=rule) for of_seed in chosen_on[:, own]]
                 named = dict(zip(("head", "tuning", "aggregation"), cell)) | {"client": client, "rule": rule}
-                asked = said if rule != "fixed" else ""
+                lacking = absent.get((cell, client), "")
+                asked = "; ".join(filter(None, (lacking, said if rule != "fixed" else "")))
                 rows += [named | row for row in _threshold_rows(scans[test], scores[:, test], found, asked, options)]
     return pd.DataFrame(rows, columns=list(THRESHOLDS)).astype(THRESHOLDS)
 
@@ -168,7 +170,9 @@ def _threshold_rows(scans, scores, thresholds, said, options):
     for metric in metrics_at(THRESHOLD):
         found = results.get(metric, Interval(*(np.nan,) * 4))
         note = reason_undefined(metric, int((labels == 1).sum()), int((labels == 0).sum()))
-        if not note and np.isnan(found.value):
+        if said and not people:
+            note = ""
+        elif not note and np.isnan(found.value):
             note = "a scan without a finite score: no value"
         elif not note and found.low == found.high:
             note = "all resamples equal: the interval has no width and cannot show the uncertainty"

@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from fedbrain.registry import GLOBAL
 from fedbrain.tables import written_atomically
 
 PAGE = 7.2  # inches: the width of a page's two columns; font sizes below are in points at this size
@@ -102,6 +103,7 @@ _SHOWN = {
     "fedbn": "FedBN",
     "flop": "FLOP",
     "ditto": "Ditto",
+    "fedavg_ft": "FedAvg + FT",
     "med_dual_lora": "Med-DualLoRA",
     "fedopal": "FedOPAL",
     "centralized": "Centralized",
@@ -139,6 +141,8 @@ def cohort_colors(cohorts: Sequence[str]) -> dict[str, str]:
 
 def shown_name(name: str) -> str:
     """A head's, tuning's or aggregation's name as a reader knows it (``conv_s``: CONV S); others as they are."""
+    if name.endswith(GLOBAL):
+        return f"{shown_name(name.removesuffix(GLOBAL))}, global"
     return _SHOWN.get(name, name)
 
 
@@ -181,7 +185,9 @@ def footnotes(figure: Figure, notes: Sequence[str], *, width: int = 104) -> None
 def subject_counts(performance: pd.DataFrame) -> dict[str, str]:
     """``20 subjects, 8 cases`` in the test set, for each client in a table PERFORMANCE."""
     result = {}
-    for row in performance.drop_duplicates("client").itertuples():
+    # Where some cell has no model for a client, the others tell how many there are.
+    most = performance.sort_values("subjects", ascending=False, kind="stable").drop_duplicates("client")
+    for row in most.itertuples():
         subjects, cases = int(row.subjects), int(row.positives)
         text = f"{subjects} subject{'s' * (subjects != 1)}, {cases} case{'s' * (cases != 1)}"
         result[row.client] = text if subjects else "no test subject"

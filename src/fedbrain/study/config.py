@@ -118,10 +118,33 @@ def evaluated(config: Mapping) -> dict[Cell, tuple[Cell, str]]:
 
 def global_name(config: Mapping, aggregation: str) -> str | None:
     """Under which name the global model beside the clients' own is evaluated; None where there are not both."""
+    rule = _rule(config, aggregation)
+    return f"{aggregation}{registry.GLOBAL}" if rule and rule.personalised and rule.has_global_model else None
+
+
+def personalised_cells(config: Mapping) -> dict[Cell, Cell | None]:
+    """The cells whose clients have models of their own, and the global model that each is compared with.
+
+    That is the rule's own or, where it has none, FedAvg's with the same head and tuning, if the grid has that.
+    """
+    grid, result = cells(config), {}
+    for cell in grid:
+        if (rule := _rule(config, cell.aggregation)) and rule.personalised:
+            common = replace(cell, aggregation=global_name(config, cell.aggregation) or "fedavg")
+            result[cell] = common if common in grid or rule.has_global_model else None
+    return result
+
+
+def own_models(config: Mapping) -> list[str]:
+    """The aggregations of the grid under which each client has a model of its own."""
+    return sorted({cell.aggregation for cell in personalised_cells(config)} | {"local"})
+
+
+def _rule(config: Mapping, aggregation: str):
+    """The rule that an aggregation of the grid stands for; None for a reference."""
     if aggregation in registry.REFERENCES:
         return None
-    rule = registry.build("aggregation", aggregation, options_of(config, "aggregation", aggregation))
-    return f"{aggregation}{registry.GLOBAL}" if rule.personalised and rule.has_global_model else None
+    return registry.build("aggregation", aggregation, options_of(config, "aggregation", aggregation))
 
 
 AXES = {"head": "heads", "tuning": "tunings", "aggregation": "aggregations"}  # sections of options, lists of the grid
