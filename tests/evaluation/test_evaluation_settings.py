@@ -4,7 +4,7 @@ import pytest
 
 from fedbrain.errors import StudyError
 from fedbrain.evaluation import baseline
-from fedbrain.evaluation.settings import BASELINE, reference_cell, rising_ages
+from fedbrain.evaluation.settings import BASELINE, audited_cells, reference_cell, rising_ages
 
 CELLS = [("linear", "frozen", "fedavg"), ("conv_s", "lora", "local")]
 
@@ -28,3 +28,10 @@ def test_age_edges_rise(edges):
     with pytest.raises(StudyError, match="age_edges"):
         rising_ages(edges)
     assert rising_ages([60, 70.5]) == [60, 70.5]
+
+
+def test_audited_cells_are_of_the_grid_and_each_counts_once():
+    assert audited_cells([], CELLS) == []
+    assert audited_cells([CELLS[1], CELLS[0], CELLS[1]], iter(CELLS)) == [list(CELLS[1]), list(CELLS[0])]
+    with pytest.raises(StudyError, match="evaluation.privacy.cells.*did you mean linear/frozen/fedavg"):
+        audited_cells([["linear", "frozen", "fedavgg"]], CELLS)

@@ -16,13 +16,17 @@ def reference_cell(named: Sequence[str] | None, cells: Iterable[Sequence[str]]) 
     """
     if named is None:
         return None
-    known = {"/".join(cell): list(cell) for cell in (*cells, BASELINE)}
-    name = "/".join(named)
-    if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-        raise StudyError(f"config: evaluation.comparisons.reference: the grid has no cell {name}; {hint}")
-    return known[name]
+    return _of_grid(named, (*cells, BASELINE), "evaluation.comparisons.reference")
+
+
+def audited_cells(named: Sequence[Sequence[str]], cells: Iterable[Sequence[str]]) -> list[list[str]]:
+    """The cells of the privacy audit as the config names them, each once.
+
+    Raises StudyError with the nearest cells where the grid has no such cell.
+    """
+    cells = list(cells)
+    chosen = [_of_grid(cell, cells, "evaluation.privacy.cells") for cell in named]
+    return [cell for place, cell in enumerate(chosen) if cell not in chosen[:place]]
 
 
 def rising_ages(edges: Sequence[float]) -> list[float]:
@@ -32,3 +36,13 @@ def rising_ages(edges: Sequence[float]) -> list[float]:
             f"config: evaluation.subgroups.age_edges: {list(edges)} must be one or more rising ages in years"
         )
     return list(edges)
+
+
+def _of_grid(named: Sequence[str], cells: Iterable[Sequence[str]], place: str) -> list[str]:
+    known = {"/".join(cell): list(cell) for cell in cells}
+    name = "/".join(named)
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        raise StudyError(f"config: {place}: the grid has no cell {name}; {hint}")
+    return known[name]

@@ -4,7 +4,6 @@ A shadow model is trained by :func:`fedbrain.federated.cell.train_cell`, as the 
 the attacked one was trained or tested on (Shokri et al., IEEE S&P 2017; Carlini et al., IEEE S&P 2022).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file
 
-from fedbrain.federated.aggregation import build_rule
-from fedbrain.federated.aggregation.rule import State, filled_up
 from fedbrain.federated.data import ClientData, chosen_scans, pool
-from fedbrain.federated.sharing import adapted_layers
+from fedbrain.federated.released import released_models
 from fedbrain.federated.task import TrainingOptions, derive_seed, evaluate
 from fedbrain.models.classifier import EncoderSource, build_classifier
-from fedbrain.registry import REFERENCES, build
+from fedbrain.registry import build
 from fedbrain.tables import MEMBERS
 
 ATTACKED = ("train", "test")  # the sides whose subjects are members and non-members
@@ -86,17 +82,12 @@ def member_logits(
     that were given no model have none either.
     """
     options = TrainingOptions.of(training or {})
-    model, models = _released(
-        [name for name, client in clients.items() if len(client.train)],
-        head,
-        build("tuning", tuning, dict(tuning_options or {})),
-        aggregation,
-        head_options,
-        aggregation_options,
-        source,
-        seed,
-        Path(folder),
+    tuned = build("tuning", tuning, dict(tuning_options or {}))
+    model = build_classifier(
+        head, tuned, head_options=head_options, source=source, seed=derive_seed(seed, "model", head)
     )
+    trains = [name for name, client in clients.items() if len(client.train)]
+    models = released_models(folder, model, trains, aggregation=aggregation, aggregation_options=aggregation_options)
     model.to(device)
     parts = []
     for name, tensors in sorted(models.items()):
@@ -115,27 +106,3 @@ def member_logits(
             parts.append(pd.DataFrame(part | {"logit": np.where(scans.y.cpu().numpy() == 1, logits, -logits)}))
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(MEMBERS))
     return table.astype(MEMBERS)
-
-
-def _released(names, head, tuned, aggregation, head_options, aggregation_options, source, seed, folder):
-    """The model as it is built, and the tensors that each client was given of it."""
-    model = build_classifier(
-        head, tuned, head_options=head_options, source=source, seed=derive_seed(seed, "model", head)
-    )
-    arrays, own = load_file(folder / "model.safetensors"), {name: {} for name in names}
-    for name in list(arrays):
-        client, _, tensor = name.rpartition("/")
-        if client:
-            own.setdefault(client, {})[tensor] = arrays.pop(name)
-    if aggregation in REFERENCES:
-        alone = aggregation == "local"
-        return model, {name: arrays | own[name] for name in names if own[name] or not alone}
-    rule = build_rule(aggregation, **(aggregation_options or {})).fitted(adapted_layers(model))
-    best = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["best_round"]["global"]
-    state, shapes = State(best, arrays), {name: tensor.shape for name, tensor in model.state_dict().items()}
-    models = {}
-    for name in names:
-        if own[name] or not rule.personalised:
-            served = rule.down(state, name)
-            models[name] = {tensor: filled_up(array, shapes[tensor]) for tensor, array in served.items()} | own[name]
-    return model, models
