@@ -16,7 +16,7 @@ import numpy as np
 
 from fedbrain.evaluation.metrics import Metric, weighted
 
-MANY = 64  # shadow models from which on each scan has variances of its own (Carlini et al. 2022, section VI-C)
+MANY = 64  # shadow models from which on each scan has variances of its own (Carlini et al. 2022)
 SMALLEST = 1e-12  # of a variance: shadow models that all agree would divide by zero (ours)
 
 
