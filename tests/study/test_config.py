@@ -22,6 +22,8 @@ from fedbrain.study.config import (
     kind_of,
     left_out_cells,
     options_of,
+    own_models,
+    personalised_cells,
     training_cohorts,
     training_options,
     weights_to_train,
@@ -309,6 +311,21 @@ def test_behind_a_personalised_cell_stands_its_global_model(config_schema):
         StudyError, match="ditto_global: the global model of ditto is evaluated under this name; choose"
     ):
         checked(config, config_schema)
+
+
+def test_own_models_are_compared_with_the_rules_global_model_or_that_of_fedavg(config_schema):
+    grid = [
+        {"heads": ["conv_s"], "aggregations": ["fedavg", "ditto", "fedbn"]},
+        {"heads": ["conv_l"], "aggregations": ["flop", "local"]},
+    ]
+    config = checked(changed("grid", value=grid), config_schema)
+    assert {str(cell): common and str(common) for cell, common in personalised_cells(config).items()} == {
+        "conv_s/frozen/ditto": "conv_s/frozen/ditto_global",
+        "conv_s/frozen/fedbn": "conv_s/frozen/fedavg",
+        "conv_l/frozen/flop": None,
+    }
+    assert own_models(config) == ["ditto", "fedbn", "flop", "local"]
+    assert own_models(checked(CONFIG, config_schema)) == ["local"]
 
 
 def test_class_centres_are_of_all_clients(config_schema):
