@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from snakemake.iocontainers import Wildcards
+
 from fedbrain import registry
 from fedbrain.cohorts import index as scan_index
 from fedbrain.models.tuning import OUTPUT
 from fedbrain.study import code as study_code
 from fedbrain.study import config as study
 from fedbrain.study import resources as work
+from fedbrain.tables import RUN_RESULTS
 
 
 def beside(*parts):
@@ -63,10 +66,10 @@ UNTRAINED = "Untrained encoder (random weights)"
 ALARM = UNTRAINED if STUDY["encoder"]["weights"] == "random" else None
 CELLS = study.cells(STUDY)
 EVALUATED = study.evaluated(STUDY)  # the cells, and behind personalised ones their global models
+PERSONALISED = study.personalised_cells(STUDY)  # and the global model that each is compared with
 LEFT_OUT = study.left_out_cells(STUDY)  # those that are also trained without a cohort, and that cohort
 KEPT = {(cell.head, cell.tuning): study.kept(STUDY, cell.head, cell.tuning) for cell in CELLS}  # what cells train on
 KEPT_FILES = "results/embeddings/{encoder}/{cut}/{cohort}/{shard}"
-PERSONALISED = study.personalised_cells(STUDY)  # and the global model that each is compared with
 # The tunings of the grid whose embeddings are harmonized, and how.
 HARMONIZED = {cell.tuning: study.harmonization(STUDY, cell.tuning) for cell in CELLS}
 HARMONIZED = {tuning: how for tuning, how in HARMONIZED.items() if how}
@@ -288,6 +291,40 @@ def cell_code(wildcards):
     return code("train_cell.py", *modules)
 
 
+def folder_of(wildcards):
+    """Where the results of a run lie."""
+    return (RUN_WITHOUT if "left_out" in wildcards.keys() else RUN).format(**dict(wildcards.items()))
+
+
+def settings_of(wildcards):
+    """All that decides a run beside its files."""
+    axes = ("head", "tuning", "aggregation")
+    return {axis: wildcards[axis] for axis in axes} | {
+        "seed": int(wildcards.seed),
+        "left_out": wildcards.get("left_out"),
+        "options": {axis: options(axis, wildcards[axis]) for axis in axes},
+        "training": study.training_options(STUDY, wildcards.head, wildcards.tuning),
+        "encoder": cell_encoder(wildcards),
+        "code": cell_code(wildcards),
+        "folder": folder_of(wildcards),
+    }
+
+
+def batches():
+    """The runs of the grid by job, where the config puts several into one: those that start from the same files."""
+    most = STUDY["resources"]["cells_per_job"]
+    if most == 1:
+        return []
+    listed = [(cell, seed, {}) for cell, seeds in CELLS.items() for seed in seeds]
+    listed += [(cell, seed, {"left_out": left_out}) for (cell, left_out), seeds in LEFT_OUT.items() for seed in seeds]
+    groups = {}
+    for cell, seed, without in listed:
+        run = Wildcards(fromdict=vars(cell) | {"seed": str(seed)} | without)
+        start = (KEPT[cell.head, cell.tuning], str(harmonization_file(run)))
+        groups.setdefault(start, []).append(run)
+    return [group[first : first + most] for group in groups.values() for first in range(0, len(group), most)]
+
+
 def cell_work(wildcards):
     """What decides the memory and the time of a cell's job."""
     tuned = registry.build("tuning", wildcards.tuning, options("tuning", wildcards.tuning))
@@ -302,6 +339,44 @@ def cell_work(wildcards):
         gpu=bool(gpu("train_cell")),
         threads=cpu_threads("train_cell"),
     )
+
+
+def explained(wildcards):
+    """The cell that a rule of explanation maps is about."""
+    return study.Cell(wildcards.head, wildcards.tuning, wildcards.aggregation)
+
+
+def first_run(wildcards, name):
+    """A file of the cell's run with its first seed."""
+    return f"{RUN}/{name}".format(**dict(wildcards.items()), seed=CELLS[explained(wildcards)][0])
+
+
+def explanation_code(wildcards):
+    """The code that explains one cell: the maps', and that of what the cell names."""
+    modules = [
+        registry.module_of(axis, study.kind_of(STUDY, axis, name))
+        for axis, name in zip(study.AXES, (wildcards.head, wildcards.tuning, wildcards.aggregation))
+        if name not in registry.REFERENCES
+    ]
+    if explained_encoder(wildcards):
+        modules.append(registry.module_of("encoder", STUDY["encoder"]["name"]))
+    if wildcards.tuning in HARMONIZED:
+        modules.append(registry.module_of("harmonization", HARMONIZED[wildcards.tuning]["name"]))
+    return code("explain_cell.py", *modules)
+
+
+def explained_encoder(wildcards):
+    """The encoder behind a cell's scores, and its weights, whether training loads them or not; None where there is none."""
+    source = KEPT[wildcards.head, wildcards.tuning]
+    weights = trained_weights(wildcards) or (None if source.encoder == "none" else source.weights)
+    if weights is None:
+        return None
+    return {
+        "name": STUDY["encoder"]["name"],
+        "weights": weights,
+        "sha256": weights_sha256(weights),
+        "seed": STUDY["seed"],
+    }
 
 
 def is_weighted(cell):
@@ -339,8 +414,14 @@ def figure_files():
     if several_tunings():
         names.append("auc_by_tuning")
     names += [f"auc_by_client-{model}" for model in models()]
+    names += [f"personalisation-{model}" for model in models(PERSONALISED.__contains__)]
     names += [f"learning_curves-{model}" for model in models()]
     names += [f"aggregation_weights-{model}" for model in models(is_weighted)]
+    names += [f"explanation-{c.head}-{c.tuning}-{c.aggregation}" for c in study.explained_cells(STUDY)]
+    if STUDY["evaluation"]["privacy"]["cells"]:
+        names.append("membership")
+    if LEFT_OUT or EXTERNAL:
+        names.append("transfer")
     return [f"results/figures/{name}.svg" for name in names]
 
 
@@ -351,7 +432,13 @@ def quality_pages():
 
 def make_report():
     """Writes results/report.html, once everything that belongs into it is there, and says where it and the study page are."""
-    needed = ["results/report/study.html", "results/report/study.rst", "results/evaluation/performance.tsv", *quality_pages(), *figure_files()]
+    needed = [
+        "results/report/study.html",
+        "results/report/study.rst",
+        "results/evaluation/performance.tsv",
+        *quality_pages(),
+        *figure_files(),
+    ]
     if not all(map(os.path.exists, needed)):
         return say("no report yet: this run was asked for a part of the study only")
     # The config as it was used, whatever came from the command line.
@@ -361,4 +448,3 @@ def make_report():
     subprocess.run(command, check=True)
     say(f"the study page is {os.path.abspath('results/report/study.html')}")
     say(f"the report, with that page and all figures and tables, is {os.path.abspath('results/report.html')}")
-    names += [f"personalisation-{model}" for model in models(PERSONALISED.__contains__)]

@@ -1,4 +1,4 @@
-# The federated grid: one job per cell and seed.
+# The federated grid: one job per run, which is a cell with a seed, or several where the config says so.
 
 
 rule train_cell:
@@ -30,13 +30,8 @@ rule train_cell:
         mem_mb=lambda wildcards, attempt: at_most("mem_mb", work.train_memory(cell_work(wildcards), attempt)),
         runtime=lambda wildcards, attempt: at_most("runtime", work.train_minutes(cell_work(wildcards), attempt)),
     params:
-        code=cell_code,
         cohorts=COHORTS,
-        training=lambda wildcards: study.training_options(STUDY, wildcards.head, wildcards.tuning),
-        head=lambda wildcards: options("head", wildcards.head),
-        tuning=lambda wildcards: options("tuning", wildcards.tuning),
-        aggregation=lambda wildcards: options("aggregation", wildcards.aggregation),
-        encoder=cell_encoder,
+        runs=lambda wildcards: [settings_of(wildcards)],
     script:
         "../workflow_scripts/train_cell.py"
 
@@ -55,3 +50,45 @@ use rule train_cell as train_cell_without with:
         "results/logs/train_cell_without/{head}-{tuning}-{aggregation}-{left_out}-{seed}.log",
     benchmark:
         "results/benchmarks/train_cell_without/{head}-{tuning}-{aggregation}-{left_out}-{seed}.tsv"
+
+
+# Several runs in one job: they share what they start from, so it is imported and loaded once. `update`: a run that is there and
+# whose inputs are the same is not trained again for the sake of another one in its job.
+for number, batch in enumerate(batches()):
+    workflow.ruleorder(f"train_cells_{number}", "train_cell", "train_cell_without")
+
+    rule:
+        name:
+            f"train_cells_{number}"
+        input:
+            scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
+            splits="results/cohorts/splits.tsv",
+            dropped="results/cohorts/dropped.tsv",
+            summaries=kept_files(batch[0], "json"),
+            embeddings=ancient(kept_files(batch[0], "safetensors")),
+            harmonization=harmonization_file(batch[0]),
+            weights=[
+                weights_file(weights) for weights in {trained_weights(run) for run in batch} if weights_file(weights)
+            ],
+        output:
+            update([f"{folder_of(run)}/{name}" for run in batch for name in RUN_RESULTS]),
+        log:
+            f"results/logs/train_cells/{number}.log",
+        benchmark:
+            f"results/benchmarks/train_cells/{number}.tsv"
+        conda:
+            ENVIRONMENT
+        threads: cpu_threads("train_cell")
+        resources:
+            gpu=gpu("train_cell"),
+            mem_mb=lambda wildcards, attempt, batch=batch: at_most(
+                "mem_mb", max(work.train_memory(cell_work(run), attempt) for run in batch)
+            ),
+            runtime=lambda wildcards, attempt, batch=batch: at_most(
+                "runtime", sum(work.train_minutes(cell_work(run), attempt) for run in batch)
+            ),
+        params:
+            cohorts=COHORTS,
+            runs=[settings_of(run) for run in batch],
+        script:
+            "../workflow_scripts/train_cell.py"

@@ -49,7 +49,7 @@ from fedbrain.models.tuning import VOLUME, Tuning
 from fedbrain.models.weights import weights_identity
 from fedbrain.provenance import digest, versions
 from fedbrain.registry import REFERENCES, build
-from fedbrain.tables import PREDICTIONS, ROUNDS, write_table, write_text, written_atomically
+from fedbrain.tables import PREDICTIONS, ROUNDS, RUN_RESULTS, write_table, write_text, written_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,8 @@ def train_cell(
     a digest of the code that trains (left out: changes of the code are not noticed). Clients without training scans do not
     train; a model from the others is still applied to their test scans. Same inputs, seed and machine give the same bytes
     in all but the measured seconds and memory.
+
+    A run that stands in ``folder`` whole, made from the same inputs in the same way, is not made again.
 
     Raises StudyError for unknown names or options, for a rule that does not fit the model, and where no client has training
     scans; ClientFailure if more clients fail than ``training.quorum`` allows.
@@ -172,6 +174,9 @@ def train_cell(
     seen = {name: client.without_test() for name, client in clients.items()}
     packages = versions("torch", "peft", "monai")
     identity = digest([inputs, code, packages, [_identity(client) for client in clients.values()]])
+    if summary := _finished(folder, identity):
+        logger.info("it is there already, made from the same inputs in the same way")
+        return summary
     with PeakMemory(device) as peak:
         if aggregation == "centralized":
             trained = _train_centralized(seen, build_model, options, seed, device, folder, identity)
@@ -200,6 +205,7 @@ def train_cell(
             write_table(table, folder / f"{kind}{ending}")
     _write_model(trained, folder / "model.safetensors")
     summary = inputs | {
+        "identity": identity,
         "best_round": dict(trained.best_round),
         "reason": dict(trained.reason),
         **_cost(model, source, sharing if rule else None),
@@ -222,6 +228,18 @@ def train_cell(
         for path in folder.glob(pattern):
             path.unlink()
     shutil.rmtree(folder / CLIENTS, ignore_errors=True)
+    return summary
+
+
+def _finished(folder: Path, identity: str) -> dict | None:
+    """The summary of a whole run in ``folder`` that was made from the same inputs; its files are marked as of now."""
+    if not all((folder / name).is_file() for name in RUN_RESULTS):
+        return None
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if summary.get("identity") != identity:
+        return None
+    for name in RUN_RESULTS:
+        os.utime(folder / name)
     return summary
 
 
