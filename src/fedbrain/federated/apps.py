@@ -117,7 +117,7 @@ def build_client_app(
         return {"validation_loss": evaluation.loss, "validation_score": evaluation.balanced_accuracy}
 
     def own_tensors(names: list[str]) -> dict[str, Tensor]:
-        tensors = model.state_dict()
+        tensors = model.state_dict() if names else {}
         return {name: tensors[name] for name in names}
 
     @app.query()

@@ -21,9 +21,10 @@ def to_record(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 def serialized(values: np.ndarray) -> Array:
     """What ``Array(values)`` is, to the byte, by one copy of the values; Flower's own way makes three."""
-    values, head = np.asarray(values, order="C"), BytesIO()
-    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(values))
-    return Array(str(values.dtype), values.shape, SType.NUMPY, b"".join((head.getbuffer(), values.data)))
+    values = np.asarray(values, order="C")
+    return Array(
+        str(values.dtype), values.shape, SType.NUMPY, b"".join((_header(values.dtype, values.shape), values.data))
+    )
 
 
 def view(array: Array) -> np.ndarray:
@@ -36,7 +37,15 @@ def view(array: Array) -> np.ndarray:
     return values.reshape(shape, order="F" if fortran else "C")
 
 
-@lru_cache(maxsize=4096)  # they are the same in every message, and text to be evaluated
+@lru_cache(maxsize=4096)  # headers are the same in every message, and text that takes longer than a small tensor
+def _header(kind: np.dtype, shape: tuple[int, ...]) -> bytes:
+    file, like = BytesIO(), np.broadcast_to(np.zeros((), kind), shape)
+    data = np.lib.format.header_data_from_array_1_0(like) | {"fortran_order": False}
+    np.lib.format.write_array_header_1_0(file, data)
+    return file.getvalue()
+
+
+@lru_cache(maxsize=4096)
 def _parsed(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     file = BytesIO(head)
     if (version := np.lib.format.read_magic(file)) != (1, 0):

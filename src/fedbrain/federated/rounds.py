@@ -336,7 +336,7 @@ def _failure(reply: Message | None, deadline: float | None) -> str | None:
 def _refusal(content: RecordDict, expected: Mapping[str, Mapping[str, tuple[int, ...]]], rule: Rule) -> str | None:
     """Why a client's update has no part in the model: names, shapes or values that it must not have."""
     for record, shapes in expected.items():
-        sent = content.array_records.get(record, {})
+        sent = content[record] if record in content and isinstance(content[record], ArrayRecord) else {}
         if set(sent) != set(shapes):
             wrong = sorted(set(sent) ^ set(shapes))
             return f"update refused: {wrong[0]} is {'not asked for' if wrong[0] in sent else 'missing'}"
@@ -388,7 +388,7 @@ def _update(client: str, content: RecordDict, sent: Tensors, resting: Sequence[s
 
 
 def _payload(content: RecordDict) -> int:
-    arrays = [array for record in content.array_records.values() for array in record.values()]
+    arrays = [a for record in content.values() if isinstance(record, ArrayRecord) for a in record.values()]
     try:
         return payload_bytes(arrays)
     except TypeError:  # no type of numbers: such an update is refused, and was sent all the same

@@ -82,6 +82,8 @@ class TrainingOptions:
 
     def of_round(self, round: int) -> "TrainingOptions":
         """The options of one round (from 1): with "cosine" the learning rate is lr / 2 (1 + cos(pi (round - 1) / rounds))."""
+        if self.schedule == "constant":
+            return self
         return replace(self, learning_rate=self.learning_rate * self.share(round))
 
     def share(self, round: int) -> float:
