@@ -27,7 +27,10 @@ include: "rules/embed.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
 include: "rules/personalisation.smk"
+include: "rules/privacy.smk"
+include: "rules/transfer.smk"
 include: "rules/site_effects.smk"
+include: "rules/explain.smk"
 include: "rules/figures.smk"
 
 
@@ -42,7 +45,7 @@ localrules:
 rule all:
     default_target: True
     input:
-        "results/report/study.rst",
+        "results/report/study.html",
         "results/evaluation/performance.tsv",
         "results/evaluation/efficiency.tsv",
         quality_pages(),

@@ -217,6 +217,9 @@ rule tabulate_efficiency:
         "../workflow_scripts/tabulate_efficiency.py"
 
 
+PAGE_PARTS = ("base.css", "study_page.css", "landing.css", "base.js", "theme.js", "study_page.js")
+
+
 rule study_page:
     input:
         scans=expand("results/cohorts/{cohort}/scans.tsv", cohort=COHORTS),
@@ -236,8 +239,12 @@ rule study_page:
         site_variance=expand("results/site_effects/{encoder}/variance.tsv", encoder=frozen_encoders()),
         harmonization=expand("results/harmonization/{tuning}.tsv", tuning=HARMONIZED),
         summaries=runs(f"{RUN}/summary.json"),
+        figures=lambda wildcards: figure_files(),
+        extra=lambda wildcards: EXTRA,
+        look=[beside("src", "fedbrain", "report", name) for name in PAGE_PARTS],
     output:
-        page="results/report/study.rst",
+        page="results/report/study.html",
+        landing="results/report/study.rst",
     log:
         "results/logs/study_page.log",
     benchmark:
@@ -256,6 +263,7 @@ rule study_page:
             for key in (
                 "title",
                 "seed",
+                "labels",
                 "class_names",
                 "splits",
                 "preprocessing",
@@ -269,6 +277,7 @@ rule study_page:
             )
         },
         phantoms=[cohort for cohort in COHORTS if "phantom" in STUDY["cohorts"][cohort]],
+        external=EXTERNAL,
         drawn=study.drawn_aggregation(STUDY),
         encoders=frozen_encoders(),
         harmonized=list(HARMONIZED),

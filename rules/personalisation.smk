@@ -1,5 +1,8 @@
 # What models of the clients' own are worth, where the grid has rules that make some.
 
+if PERSONALISED:
+    EXTRA.append("results/evaluation/personalisation.tsv")
+
 
 rule compare_personal_models:
     input:

@@ -31,7 +31,11 @@ rule assess_quality:
 rule quality_page:
     input:
         table="results/quality/{cohort}.tsv",
-        look=[beside("src", "fedbrain", "report", f"quality_page.{kind}") for kind in ("css", "js")],
+        look=[
+            beside("src", "fedbrain", "report", f"{name}.{kind}")
+            for name in ("base", "quality_page")
+            for kind in ("css", "js")
+        ],
     output:
         page=(
             report(

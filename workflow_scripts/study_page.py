@@ -1,10 +1,14 @@
-"""Writes the report's first page."""
+"""Writes the study page, and the same as the landing page of Snakemake's report."""
 
 import json
 from pathlib import Path
 
 from fedbrain.logs import log_to
-from fedbrain.report.study_page import study_page
+from fedbrain.provenance import versions
+from fedbrain.report.figures import smaller
+from fedbrain.report.material import Material
+from fedbrain.report.sections.methods import packages
+from fedbrain.report.study_page import landing_page, study_page
 from fedbrain.tables import (
     CALIBRATION,
     COMPARISONS,
@@ -37,8 +41,8 @@ def read_each(names, paths, types):
     return {name: read_table(path, types) for name, path in zip(names, paths)}
 
 
-page = study_page(
-    snakemake.params.study,
+material = Material(
+    study=snakemake.params.study,
     phantoms=snakemake.params.phantoms,
     datasets=snakemake.params.datasets,
     scans={cohort: read_table(path, SCANS) for cohort, path in zip(cohorts, snakemake.input.scans)},
@@ -62,5 +66,11 @@ page = study_page(
     drawn=snakemake.params.drawn,
     cells=snakemake.params.cells,
     summaries=[json.loads(Path(path).read_text(encoding="utf-8")) for path in snakemake.input.summaries],
+    versions=versions(*packages(snakemake.params.study)),
+    figures={Path(path).stem: smaller(path) for path in snakemake.input.figures},
+    external=snakemake.params.external,
+    extra={Path(path).stem: read_table(path, {}) for path in snakemake.input.extra},
 )
+page = study_page(material)
 write_text(page, snakemake.output.page)
+write_text(landing_page(page), snakemake.output.landing)

@@ -2,13 +2,13 @@
 
 import io
 import re
-import shutil
 from html import unescape
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from contrast import contrast
 from PIL import Image
 
 from fedbrain.imaging import layout, outliers
@@ -16,7 +16,6 @@ from fedbrain.report import quality_page as module
 from fedbrain.report.quality_page import quality_page
 from fedbrain.tables import VOLUMES
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SETTINGS = {"outlier_z": 3.5, "limits": {"mask_dice": {"min": 0.93}}, "drop": "limits"}
 BAD = "sub-07"  # beyond a limit
 NOISY = "sub-03_ses-a"  # an outlier
@@ -112,39 +111,16 @@ def test_few_scans_are_said_to_be_too_few(cohort):
     assert "flagged by chance" not in write((many, cohort[1]))
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium (Debian: chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
-def open_page(browser, cohort, tmp_path):
-    """Opens the page from disk without a network; what it complains of or asks for is collected in ``.complaints``."""
-    contexts = []
+def open_page(open_file, cohort, tmp_path):
+    """Opens the page of the cohort."""
 
     def open_it(**options):
         path = tmp_path / "alpha.html"
         path.write_text(write(cohort), encoding="utf-8")
-        context = browser.new_context(offline=True, viewport={"width": 1400, "height": 900}, **options)
-        contexts.append(context)
-        page, page_complaints = context.new_page(), []
-        page.on("pageerror", lambda error: page_complaints.append(f"error: {error}"))
-        page.on("console", lambda message: page_complaints.append(message.text))
-        page.on("request", lambda request: page_complaints.append(request.url[:100]))
-        page.goto(path.as_uri())
-        page.complaints = page_complaints
-        return page
+        return open_file(path, **options)
 
-    yield open_it
-    for context in contexts:
-        context.close()
+    return open_it
 
 
 def shown(page):
@@ -256,27 +232,7 @@ def test_pictures_are_decoded_text_is_legible_and_nothing_overflows(open_page, s
         == 952
     )
     for selector in ("h1", "article h2 .name", "dd", ".reason li", "dt"):
-        text, back = page.evaluate(
-            """selector => {
-              const node = document.querySelector(selector), rgb = c => c.match(/[\\d.]+/g).slice(0, 3).map(Number);
-              let around = node;
-              while (getComputedStyle(around).backgroundColor === "rgba(0, 0, 0, 0)") around = around.parentElement;
-              return [rgb(getComputedStyle(node).color), rgb(getComputedStyle(around).backgroundColor)];
-            }""",
-            selector,
-        )
-        assert contrast(text, back) >= 4.5, selector  # WCAG 2.2 AA
+        assert contrast(page, selector) >= 4.5, selector  # WCAG 2.2 AA
     for width in (1400, 700, 360):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.scrollingElement.scrollWidth") <= width
-
-
-def contrast(a, b):
-    """Of two colours, as WCAG defines it."""
-
-    def luminance(colour):
-        linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
-        return np.dot([0.2126, 0.7152, 0.0722], linear)
-
-    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)

@@ -42,7 +42,7 @@ def shard_tables(folder, cohort):
 
 def test_it_runs_to_the_report_which_names_the_method(fitted):
     assert (fitted.folder / "results/report.html").is_file()
-    assert "own standard scale from its own training scans" in (fitted.folder / "results/report/study.rst").read_text()
+    assert "own standard scale from its own training scans" in (fitted.folder / "results/report/study.html").read_text()
 
 
 def test_a_finished_study_has_nothing_to_do_and_touching_everything_changes_that_not(fitted, tmp_path):

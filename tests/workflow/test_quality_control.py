@@ -119,10 +119,11 @@ def test_the_pages_are_in_the_report_where_the_config_says_so_and_beside_it_othe
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_context(offline=True, viewport={"width": 1400, "height": 1000}).new_page()
         page.goto((study.folder / "results/report.html").as_uri())
-        page.get_by_text("Small study").first.wait_for()
+        first = page.frame_locator("#study-page")
+        first.get_by_role("heading", name="Small study").wait_for()
         assert page.get_by_text("Quality", exact=True).count() == 0
         with page.expect_popup() as opened:
-            page.get_by_text("look", exact=True).first.click()
+            first.get_by_text("scans of alpha", exact=True).click()
         opened.value.wait_for_selector("article")
         assert "Quality of the scans: alpha" in opened.value.inner_text("h1")
         alone = tmp_path / "report.html"

@@ -1,4 +1,3 @@
-"use strict";
 // Everything is in the page already; this orders, filters and marks. Cards and numbers share their order (worst first).
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -115,25 +114,10 @@
     });
   }
 
-  async function copy() {
-    const text = byId("snippet").textContent;
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch {
-      const range = document.createRange(); // where the browser gives a page from disk no clipboard
-      range.selectNodeContents(byId("snippet"));
-      getSelection().removeAllRanges();
-      getSelection().addRange(range);
-      document.execCommand("copy");
-    }
-    byId("copy").textContent = "Copied";
-    setTimeout(() => { byId("copy").textContent = "Copy"; }, 1500);
-  }
-
   byId("search").addEventListener("input", arrange);
   byId("show").addEventListener("change", arrange);
   byId("order").addEventListener("change", arrange);
-  byId("copy").addEventListener("click", copy);
+  byId("copy").addEventListener("click", () => copyText(byId("snippet"), byId("copy")));
   byId("ask").addEventListener("click", () => byId("help").showModal());
   byId("clear").addEventListener("click", () => cards.filter((card) => marked.has(card.dataset.scan)).forEach(mark));
   byId("cards").addEventListener("click", (event) => {

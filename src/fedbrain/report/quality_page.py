@@ -19,7 +19,7 @@ from fedbrain.imaging.outliers import FEWEST, METRICS, badness, drop_words, zsco
 MOST_BYTES = 28 << 20  # of snapshots in one page, which grow by a third as text; about 1,000 scans
 MANY = 25  # sound scans of a cohort; with fewer, flags by chance are frequent (docs/quality.md)
 NONE = "–"
-HERE = Path(__file__)
+HERE = Path(__file__).parent
 
 
 def quality_page(
@@ -76,7 +76,7 @@ def quality_page(
             '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src '
             "'unsafe-inline'; script-src 'unsafe-inline'\">",
             f"<title>{escape(cohort)}: quality of the scans</title>",
-            f"<style>\n{HERE.with_suffix('.css').read_text(encoding='utf-8')}</style>",
+            f"<style>\n{_beside('base.css')}{_beside('quality_page.css')}</style>",
             "</head>",
             "<body>",
             _header(assessed, cohort, title, settings, len(pictures)),
@@ -88,11 +88,15 @@ def quality_page(
             "</div>",
             _help(),
             f'<script type="application/json" id="data">{text}</script>',
-            f"<script>\n{HERE.with_suffix('.js').read_text(encoding='utf-8')}</script>",
+            f"<script>\n{_beside('base.js')}{_beside('quality_page.js')}</script>",
             "</body>",
             "</html>\n",
         ]
     )
+
+
+def _beside(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
 
 
 def _ranked(assessed: pd.DataFrame, z: pd.DataFrame) -> list:
