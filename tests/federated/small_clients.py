@@ -1,6 +1,7 @@
 """Small synthetic clients: six features per scan, so that a round takes milliseconds."""
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from fedbrain.federated.data import ClientData, Samples
@@ -32,3 +33,13 @@ def build_small_model():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         return nn.Sequential(nn.Linear(FEATURES, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def build_adapted_model():
+    """The small model with an adapter of rank 2 on its first layer, which is frozen, and a trained second one."""
+    model = build_small_model()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        inject_adapter_in_model(LoraConfig(r=2, lora_alpha=4, target_modules=["0"]), model)
+    model[2].requires_grad_(True)
+    return model

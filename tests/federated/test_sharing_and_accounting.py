@@ -1,8 +1,10 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from federation import OPTIONS, RecordingGrid, federate
 from torch import nn
 
 from fedbrain.federated.accounting import payload_bytes
@@ -93,3 +95,57 @@ print(*(peak - before for peak in peaks), threading.active_count())
     assert 90e6 < held < 180e6
     assert whole >= busy
     assert threads == 1
+
+
+class Told(RecordingGrid):
+    """Replies say that the k-th one took k seconds and 100 - k bytes; those after the last training round took 1000 bytes."""
+
+    count = 0
+
+    def pull_messages(self, message_ids):
+        replies = super().pull_messages(message_ids)
+        for reply in replies:
+            if "metrics" in reply.content:
+                self.count += 1
+                last = reply.metadata.message_type == "evaluate"
+                reply.content["metrics"]["seconds"] = float(self.count)
+                reply.content["metrics"]["peak_memory"] = 1000 if last else 100 - self.count
+        return replies
+
+
+def test_rows_have_what_each_reply_says_that_it_took_the_last_evaluation_included(three_clients):
+    result, _ = federate(three_clients, options=replace(OPTIONS, rounds=2), grid=Told)
+    # A, B and C in the rounds 1 and 2, then once more.
+    assert [row["seconds"] for row in result.rows] == [1, 2, 3, 4 + 7, 5 + 8, 6 + 9]
+    assert [row["peak_memory"] for row in result.rows] == [99, 98, 97, 1000, 1000, 1000]
+
+
+class Spoilt(RecordingGrid):
+    """The first client sends what is not finite, or no numbers at all; of what it took it says odd things."""
+
+    spoilt = np.array([np.nan, 1.0], np.float32)
+
+    def pull_messages(self, message_ids):
+        from flwr.app import Array
+
+        replies = super().pull_messages(message_ids)
+        for reply in replies:
+            if "arrays" in reply.content and reply.metadata.src_node_id == min(self.contexts):
+                reply.content["arrays"]["2.bias"] = Array(self.spoilt)
+                reply.content["metrics"]["seconds"] = float("nan")
+                reply.content["metrics"]["peak_memory"] = 12.0
+        return replies
+
+
+@pytest.mark.parametrize("spoilt", [np.array([np.nan, 1.0], np.float32), np.array(["a", "b"])])
+def test_a_refused_update_was_sent_and_took_what_it_took(three_clients, monkeypatch, spoilt):
+    monkeypatch.setattr(Spoilt, "spoilt", spoilt)
+    result, _ = federate(three_clients, options=replace(OPTIONS, rounds=2, quorum=2), grid=Spoilt)
+    refused = [row for row in result.rows if row["client"] == "A"]
+    assert all("update refused" in row["reason"] for row in refused)
+    usual = next(row["bytes_up"] for row in result.rows if row["client"] == "B")
+    for row in refused:
+        assert row["bytes_up"] - usual == spoilt.nbytes - 2 * 4
+        assert row["peak_memory"] >= 12
+    assert refused[0]["seconds"] is None  # no number, so nothing is known
+    assert refused[1]["seconds"] > 0  # of the last evaluation

@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from federation import as_bytes, failing, timeless
 from federation import federate as federate_small
-from peft import LoraConfig, inject_adapter_in_model
-from small_clients import build_small_model, make_client
+from small_clients import build_adapted_model, make_client
 
 from fedbrain.federated.aggregation.adagrad import FedAdagrad
 from fedbrain.federated.aggregation.averages import FedAvg, SimpleAvg
@@ -50,15 +48,6 @@ RULES = [
     FlexLoRA(ranks={"B": 1}),
 ]
 RULES += [FlexLoRA(split="sqrt")]
-
-
-def build_adapted_model():
-    model = build_small_model()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        inject_adapter_in_model(LoraConfig(r=2, lora_alpha=4, target_modules=["0"]), model)
-    model[2].requires_grad_(True)
-    return model
 
 
 def federate(clients, rule, options=OPTIONS, **loop):
