@@ -177,7 +177,7 @@ def test_where_an_auc_has_no_variance_there_is_no_mean(runs, splits):
     table = transfer(predictions, without | {"north": {CELL: perfect}}, splits, clients=CLIENTS, resamples=100)
     found = row(table, cohort="mean", tested="all", model="unseen")
     assert pd.isna(found["value"])
-    assert found["note"].startswith("no mean: north: no AUC, or one without a variance")
+    assert found["note"].startswith("no mean; north: no AUC, or none with a variance")
     widthless = row(table, cohort="north", tested="all", model="unseen", metric="auc")
     assert (widthless["value"], widthless["low"]) == (1, 1)
     assert "no width" in widthless["note"]

@@ -198,11 +198,13 @@ def _means(over: Mapping[str, Mapping], level: float) -> list[dict]:
         absent = [cohort for cohort in found if cohort not in usable]
         if absent:
             # A mean over those that are left would be of other cohorts, and where an AUC is 1, of the worse ones.
-            reason = "no AUC, or one without a variance (complete separation, one class, the same ranks)"
-            rows.append(row | {"note": f"no mean: {', '.join(absent)}: {reason}"})
+            reason = "no AUC, or none with a variance (complete separation, one class, equal ranks)"
+            rows.append(row | {"note": f"no mean; {', '.join(absent)}: {reason}"})
             continue
         effects = random_effects(*zip(*usable.values()), level=level)
-        back = (lambda x: x) if model == DIFFERENCE else expit
+        back = (
+            (lambda x: min(1.0, max(-1.0, x))) if model == DIFFERENCE else expit
+        )  # an AUC's difference is within -1 and 1
         names = ("value", "low", "high", "prediction_low", "prediction_high")
         row |= {name: float(back(getattr(effects, name))) for name in names}
         row |= {"tau": effects.tau, "p": effects.p if model == DIFFERENCE else np.nan}
