@@ -37,6 +37,8 @@ SOURCES = {
     "fedopt": ("Reddi SJ, et al. Adaptive federated optimization. ICLR 2021; arXiv 2003.00295.", f"{ARXIV}2003.00295"),
     "median": ("Yin D, et al. Byzantine-robust distributed learning: towards optimal statistical rates. ICML 2018; arXiv 1803.01498.", f"{ARXIV}1803.01498"),
     "krum": ("Blanchard P, et al. Machine learning with adversaries: Byzantine tolerant gradient descent. NeurIPS 2017.", ""),
+    "bulyan": ("El Mhamdi EM, Guerraoui R, Rouault S. The hidden vulnerability of distributed learning in Byzantium. ICML 2018; arXiv 1802.07927.", f"{ARXIV}1802.07927"),
+    "qfedavg": ("Li T, Sanjabi M, Beirami A, Smith V. Fair resource allocation in federated learning. ICLR 2020; arXiv 1905.10497.", f"{ARXIV}1905.10497"),
     "fedprox": ("Li T, et al. Federated optimization in heterogeneous networks. MLSys 2020; arXiv 1812.06127.", f"{ARXIV}1812.06127"),
     "scaffold": ("Karimireddy SP, et al. SCAFFOLD: stochastic controlled averaging for federated learning. ICML 2020; arXiv 1910.06378.", f"{ARXIV}1910.06378"),
     "fedper": ("Arivazhagan MG, et al. Federated learning with personalization layers. arXiv 1912.00818, 2019.", f"{ARXIV}1912.00818"),
@@ -76,10 +78,13 @@ OF_RULE = {
     "fedavgm": "fedavgm",
     "fedadam": "fedopt",
     "fedyogi": "fedopt",
+    "fedadagrad": "fedopt",
+    "qfedavg": "qfedavg",
     "median": "median",
     "trimmed_mean": "median",
     "krum": "krum",
     "multi_krum": "krum",
+    "bulyan": "bulyan",
 } | {
     name: name
     for name in (
