@@ -438,3 +438,69 @@ rule plot_site_effects:
         level=STUDY["evaluation"]["level"],
     script:
         "../workflow_scripts/plot_site_effects.py"
+
+
+rule plot_explanation:
+    input:
+        table=f"{EXPLAINED}/explanation.tsv",
+        randomisation=f"{EXPLAINED}/randomisation.tsv",
+        maps=GROUP_MAPS,
+    output:
+        svg=report(
+            "results/figures/explanation-{head}-{tuning}-{aggregation}.svg",
+            caption="report/explanation.rst",
+            category="Explanation",
+            labels={"figure": "explanation maps, {aggregation}", "head": "{head}", "tuning": "{tuning}"},
+        ),
+        png="results/figures/explanation-{head}-{tuning}-{aggregation}.png",
+    log:
+        "results/logs/plot_explanation-{head}-{tuning}-{aggregation}.log",
+    benchmark:
+        "results/benchmarks/plot_explanation-{head}-{tuning}-{aggregation}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("plot_explanation"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1500, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    params:
+        code=code("plot_explanation.py"),
+        alarm=lambda wildcards: UNTRAINED if (explained_encoder(wildcards) or {}).get("weights") == "random" else None,
+        methods=EXPLANATION["methods"],
+        class_names=STUDY["class_names"],
+        baseline=EXPLANATION["baseline"],
+    script:
+        "../workflow_scripts/plot_explanation.py"
+
+
+rule plot_membership:
+    input:
+        curves="results/evaluation/membership_curves.tsv",
+        privacy="results/evaluation/privacy.tsv",
+    output:
+        svg=report(
+            "results/figures/membership.svg",
+            caption="report/membership.rst",
+            category="Privacy",
+            labels={"figure": "membership inference", "head": "all", "tuning": "all"},
+        ),
+        png="results/figures/membership.png",
+    log:
+        "results/logs/plot_membership.log",
+    benchmark:
+        "results/benchmarks/plot_membership.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=gpu("plot_membership"),
+        mem_mb=lambda wildcards, attempt: work.doubling(1000, attempt),
+        runtime=lambda wildcards, attempt: work.doubling(5, attempt),
+    params:
+        code=code("plot_membership.py"),
+        alarm=ALARM,
+        cohorts=COHORTS,
+        level=STUDY["evaluation"]["level"],
+    script:
+        "../workflow_scripts/plot_membership.py"

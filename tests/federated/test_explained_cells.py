@@ -16,7 +16,8 @@ from fedbrain.federated.data import load_clients
 from fedbrain.federated.explanation import ExplanationOptions, chosen_scans, explain_cell
 from fedbrain.federated.harmonization import ComBat
 from fedbrain.imaging import derivatives
-from fedbrain.imaging.maps import map_name, read_map
+from fedbrain.imaging.map_names import group_map, map_name
+from fedbrain.imaging.maps import read_map
 from fedbrain.models.cards import CARDS
 from fedbrain.models.classifier import EncoderSource
 from fedbrain.models.embeddings import embed_shard
@@ -150,7 +151,7 @@ def test_groups_are_means_over_subjects_on_the_mni_grid(explained):
             np.mean([values for scan, values in maps.items() if labels[scan] == label], axis=0) for label in (1, 0)
         ]
         assert len(maps) == 4
-        paths = [folder / map_name(f"group-{group}", name) for group in ("case", "control", "difference")]
+        paths = [folder / group_map(group, name) for group in ("case", "control", "difference")]
         for path, expected in zip(paths, (*means, means[0] - means[1])):
             np.testing.assert_allclose(read_map(path), expected, atol=1e-6)
         header = nibabel.load(paths[0])

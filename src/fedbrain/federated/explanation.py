@@ -25,7 +25,8 @@ from fedbrain.federated.aggregation.rule import State, filled_up
 from fedbrain.federated.sharing import adapted_layers
 from fedbrain.federated.task import derive_seed
 from fedbrain.imaging import derivatives
-from fedbrain.imaging.maps import map_name, read_map, write_map
+from fedbrain.imaging.map_names import GROUPS, METHODS, group_map, map_name
+from fedbrain.imaging.maps import read_map, write_map
 from fedbrain.models.cards import CARDS
 from fedbrain.models.classifier import EncoderSource, build_classifier
 from fedbrain.models.explanation import (
@@ -48,8 +49,6 @@ from fedbrain.tables import EXPLANATION, RANDOMISATION, VOLUMES, read_table, wri
 
 logger = logging.getLogger(__name__)
 
-METHODS = {"integrated_gradients": "integratedgradients", "occlusion": "occlusion", "rollout": "rollout"}  # as in files
-GROUPS = ("case", "control", "difference")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of a score that is computed again, perhaps on another device
 
 
@@ -145,9 +144,8 @@ def explain_cell(
                 rows.append(about | {"method": method} | one.explained(method))
                 if scan.drawn < options.randomised:
                     compared += [about | {"method": method} | row for row in one.compared(method)]
-        for method, name in METHODS.items():
-            if method in options.methods:
-                _write_groups(folder, chosen, name)
+        for method in options.methods:
+            _write_groups(folder, chosen, method)
         table = pd.DataFrame(rows).reindex(columns=list(EXPLANATION)).astype(EXPLANATION)
         checks = pd.DataFrame(compared).reindex(columns=list(RANDOMISATION)).astype(RANDOMISATION)
         write_table(table, folder / "explanation.tsv")
@@ -356,16 +354,16 @@ def _volume_keys(chosen: pd.DataFrame, volumes: str) -> list[str]:
     return [keys[cohort, scan] for cohort, scan in chosen[["cohort", "scan"]].itertuples(index=False)]
 
 
-def _write_groups(folder: Path, chosen: pd.DataFrame, name: str) -> None:
+def _write_groups(folder: Path, chosen: pd.DataFrame, method: str) -> None:
     """Means over the cases and over the controls, each subject with the same weight, and their difference."""
     means = {}
     for group, label in (("case", 1), ("control", 0)):
         rows = chosen[chosen["label"] == label]
-        paths = [folder / row.cohort / map_name(row.scan, name) for row in rows.itertuples()]
+        paths = [folder / row.cohort / map_name(row.scan, METHODS[method]) for row in rows.itertuples()]
         means[group] = sum(read_map(path).astype(np.float64) for path in paths) / len(paths)
     means["difference"] = means["case"] - means["control"]
     for group in GROUPS:
-        write_map(means[group], folder / map_name(f"group-{group}", name))
+        write_map(means[group], folder / group_map(group, method))
 
 
 def _beside(path: Path) -> Path:

@@ -7,12 +7,6 @@ import numpy as np
 
 from fedbrain.errors import StudyError
 from fedbrain.imaging import derivatives, registration
-from fedbrain.imaging.layout import SPACE
-
-
-def map_name(of: str, description: str, kind: str = "relevance") -> str:
-    """A map's file name in the manner of BIDS derivatives: ``{of}_space-..._res-1p5_desc-{description}_{kind}.nii.gz``."""
-    return f"{of}_space-{SPACE}_res-1p5_desc-{description}_{kind}.nii.gz"
 
 
 def write_map(values: np.ndarray, path: str | Path) -> None:

@@ -82,6 +82,11 @@ def left_out_cells(config: Mapping) -> dict[tuple[Cell, str], list[int]]:
     return result
 
 
+def explained_cells(config: Mapping) -> list[Cell]:
+    """The cells of which explanation maps are made."""
+    return [Cell(*cell) for cell in config["evaluation"]["explanation"]["cells"]]
+
+
 def external_cohorts(config: Mapping) -> list[str]:
     """The cohorts that are tested on and never trained on."""
     return [name for name, options in config["cohorts"].items() if options.get("external")]
@@ -358,6 +363,7 @@ def _problems(config: Mapping) -> Iterator[str]:
     for axis in AXES:
         for name in config[axis]:
             yield from _wrong_options(config, axis, name)
+    yield from _wrong_explanations(config)
     drawn = config["figures"].get("aggregation")
     if drawn and all(drawn not in block["aggregations"] for block in config["grid"]):
         yield f"figures.aggregation: no block of the grid has {drawn!r}; name one that is run"
@@ -438,6 +444,27 @@ def _wrong_left_out(config: Mapping, index: int, block: Mapping) -> Iterator[str
             f"{place}: preprocessing.intensity {config['preprocessing']['intensity']} is fitted on all cohorts' training scans, "
             "those of the cohort that is left out among them; choose another intensity, or make the cohort external: true"
         )
+
+
+def _wrong_explanations(config: Mapping) -> Iterator[str]:
+    """Cells that the grid does not have, and methods that show nothing of a cell."""
+    place, options, known = "evaluation.explanation", config["evaluation"]["explanation"], cells(config)
+    for cell in explained_cells(config):
+        if cell not in known:
+            near = get_close_matches(str(cell), map(str, known), n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(map(str, known))}"
+            yield f"{place}.cells: the grid has no cell {cell}; {hint}"
+            continue
+        encoder = None if kind_of(config, "head", cell.head) == "resnet18" else config["encoder"]["name"]
+        if encoder is None and "rollout" in options["methods"]:
+            yield f"{place}.methods: {cell} has no attention to roll out; take rollout away, or the cell"
+        if encoder == "brainiac" and "integrated_gradients" in options["methods"]:
+            yield (
+                f"{place}.methods: brainiac normalizes each volume by itself, so that nothing changes along the way from the reference to "
+                "the scan and integrated gradients are zero; take occlusion in their place"
+            )
+    if options["stride"] > options["block"]:
+        yield f"{place}: stride {options['stride']} leaves gaps between blocks of {options['block']}; lower it"
 
 
 def _unfit_rules(config: Mapping, index: int, block: Mapping) -> Iterator[str]:

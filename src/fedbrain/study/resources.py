@@ -4,6 +4,7 @@ The figures were measured on the phantom study and on real heads at 1 mm and car
 that was killed for memory or time is tried again with twice as much.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedbrain.imaging.extractor_cards import CARDS as EXTRACTORS
@@ -112,3 +113,24 @@ def evaluate_memory(cells: int, attempt: int) -> int:
 def evaluate_minutes(cells: int, attempt: int) -> int:
     """Minutes: a few seconds a cell."""
     return doubling(5 + 0.25 * cells, attempt)
+
+
+EXPLAIN_SECONDS = {"forward": 6, "step": 20}  # a volume through a whole encoder on one core, and with its gradient
+
+
+def explain_memory(batch_size: int, attempt: int) -> int:
+    """MB: the encoder twice (a copy is scrambled), what a gradient through all of its blocks keeps, and maps."""
+    return doubling(5000 + 3000 * batch_size, attempt)
+
+
+def explain_minutes(options: Mapping, scans: int, *, gpu: bool, threads: int, attempt: int) -> int:
+    """Minutes: every method on every scan, and again for each of four stages of scrambled weights."""
+    blocks = (-(-128 // options["stride"])) ** 3
+    seconds = {
+        "integrated_gradients": EXPLAIN_SECONDS["step"] * options["steps"],
+        "occlusion": EXPLAIN_SECONDS["forward"] * blocks,
+        "rollout": 2 * EXPLAIN_SECONDS["forward"],
+    }
+    maps = scans + 2 * 4 * options["randomised"]
+    faster = GPU_SPEED if gpu else max(1, 0.7 * threads)
+    return doubling(10 + maps * sum(seconds[method] for method in options["methods"]) / faster / 60, attempt)
