@@ -40,7 +40,9 @@ def membership(curves: pd.DataFrame, privacy: pd.DataFrame, *, cohorts: Sequence
     styles = client_styles(cohorts)
     counts = privacy.drop_duplicates("client").set_index("client")[["members", "nonmembers"]].astype(int)
     least = min(0.05, 0.5 / max(1, counts[["members", "nonmembers"]].max().max()))
-    figure = Figure(figsize=(PAGE, 3.5 * len(cells) + 0.9))
+    drawn = set(curves["client"])
+    legend = -(-(len(drawn) + 1) // 2)  # rows of it
+    figure = Figure(figsize=(PAGE, 3.7 * len(cells) + 0.6 + 0.2 * legend))
     rows = figure.subplots(len(cells), len(SHOWN), squeeze=False, sharex=True, sharey=True)
     for cell, row in zip(cells, rows):
         own = (curves[_CELL] == list(cell)).all(axis=1)
@@ -53,7 +55,6 @@ def membership(curves: pd.DataFrame, privacy: pd.DataFrame, *, cohorts: Sequence
     for axes in rows[:, 0]:
         axes.set_ylabel("true-positive rate\n(members found)")
     handles = [Line2D([], [], color=GUIDE, linestyle=":", linewidth=1.2, label="chance")]
-    drawn = set(curves["client"])
     for client in [POOLED, *cohorts]:
         if client in drawn:
             style, n = styles[client], counts.loc[client]
