@@ -104,6 +104,7 @@ def test_a_rate_of_one_percent_has_a_value_from_a_hundred_non_members_on():
         assert pd.notna(rows.loc["tpr_at_fpr_0.01", "value"]) == told
         assert ("20 non-members: a false-positive rate below 0.05 cannot be told" in str(rows["note"].iloc[2])) != told
         assert rows.loc["tpr_at_least_fpr", "fpr"] == 1 / (100 if told else 20)
+        assert rows.loc["tpr_at_least_fpr", "note"].startswith("few non-members set the threshold")
         assert 0 <= rows.loc["tpr_at_least_fpr", "low"] <= rows.loc["tpr_at_least_fpr", "value"] <= 1
 
 

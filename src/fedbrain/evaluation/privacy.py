@@ -21,6 +21,7 @@ from fedbrain.tables import MEMBERSHIP_CURVES, PRIVACY
 
 ATTACKS = ("loss", "lira")
 RATE = 0.01  # the false-positive rate that is asked for
+ENOUGH = 10  # non-members called members at a rate, from which on its true-positive rate is hardly biased (ours)
 AT_RATE, AT_LEAST = f"tpr_at_fpr_{RATE}", "tpr_at_least_fpr"
 ROWS = ("auc", ANALYTIC, AT_RATE, AT_LEAST)
 
@@ -129,6 +130,8 @@ def _rows(scans, scores, options):
                 f"{counted(counts['nonmembers'], 'non-member')}: a false-positive rate below {least:.2g} cannot be told; "
                 f"see {AT_LEAST}"
             )
+        elif not note and metric in rates and counts["nonmembers"] * rates[metric] < ENOUGH:
+            note = "few non-members set the threshold: too high on average, and the interval too narrow"
         elif not note and metric == "auc" and min(counts.values()) < FEW:
             note = f"fewer than {FEW} members or non-members: {ANALYTIC} has the better interval"
         elif not note and metric == ANALYTIC:
