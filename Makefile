@@ -1,4 +1,4 @@
-# make demo   set up, run the phantom study, print where the report is
+# make demo   set up, run the phantom study, print where the study page and the report are
 # make test   set up, run all tests
 # make lint   ruff, snakefmt, snakemake --lint
 
@@ -12,7 +12,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: $(BIN)/.study
 	snakemake --cores $(CORES)
 	@test -f results/report.html || snakemake --report results/report.html --quiet all
-	@echo "The report: $(CURDIR)/results/report.html"
+	@echo "The study page: $(CURDIR)/results/report/study.html"
+	@echo "The report, with it: $(CURDIR)/results/report.html"
 
 test: $(BIN)/.test test-packages
 	pytest

@@ -217,7 +217,7 @@ rule tabulate_efficiency:
         "../workflow_scripts/tabulate_efficiency.py"
 
 
-PAGE_PARTS = ("base.css", "study_page.css", "landing.css", "base.js", "theme.js", "study_page.js")
+PAGE_PARTS = ("base.css", "study_page.css", "base.js", "theme.js", "study_page.js")
 
 
 rule study_page:

@@ -275,6 +275,7 @@ def test_the_answer_is_said_in_words_with_its_interval_and_what_it_is_not(given)
     text = words(html)
     assert "in about 71 of 100 such pairs : AUC 0.71 (0.52 to 0.88), 95 % interval in brackets" in text
     assert "tested on 9 persons (4 with dementia, 5 control)" in text
+    assert "it finds 0.72 (0.62 to 0.82) of the cases and clears 0.63 (0.53 to 0.73) of the controls" in text
     assert "With each hospital alone (local) the same head and tuning reach 0.60 (0.41 to 0.80)" in text
     assert "reaches 0.58 (0.44 to 0.71)" in text  # what knowing the site alone is worth
     assert "4 cases and 5 controls are few" in text
@@ -292,6 +293,9 @@ def test_the_best_of_several_cells_is_said_to_be_picked(given):
     text = words(section(write(given), "summary"))
     assert "best of 2 federated cells, picked after looking at the test subjects" in text
     assert "interval of 1 of the 2 federated cells includes 0.50" in text
+    assert "to two digits" not in text
+    given["performance"].loc[given["performance"]["head"] == "conv_s", "value"] = 0.709
+    assert "same AUC to two digits: 1 other federated cell." in words(section(write(given), "summary"))
 
 
 def test_the_flow_counts_scans_and_subjects_by_hand(given):

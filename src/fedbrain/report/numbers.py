@@ -47,6 +47,16 @@ def share(part: float, digits: int = 0) -> Cell:
     return Cell(NONE) if pd.isna(part) else Cell(f"{100 * part:.{digits}f} %", float(part))
 
 
+def percent(part) -> Cell:
+    """A share in per cent with two to three digits, however small."""
+    return Cell(NONE) if pd.isna(part) else Cell(f"{small(100 * part).shown} %", float(part))
+
+
+def plain(value: float) -> str:
+    """A setting, without an exponent: 0.00005."""
+    return f"{value:.10f}".rstrip("0").rstrip(".")
+
+
 def size(count) -> Cell:
     """Bytes with three digits and the power of 1,000 that fits."""
     if pd.isna(count):

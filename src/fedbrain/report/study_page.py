@@ -111,15 +111,15 @@ def landing_page(page: str) -> str:
     """The page as the reStructuredText that Snakemake's report takes as its landing page.
 
     The report puts what it is given into a page of its own, by which no script runs and every style is another. So
-    the page stands in a frame, unchanged but for links to other results, which lie a folder deeper from there.
+    the page stands in a frame, unchanged but for links to other results, which lie a folder deeper from there. The size of the
+    frame is in profiles/default/report.css.
     """
     framed = page.replace('href="../', 'href="')
     # As an attribute nothing in it is HTML to the report. The report also renders the text as a Jinja template, and nothing
     # in it is meant as one.
     for character, code in (("&", "&amp;"), ('"', "&quot;"), ("<", "&lt;"), (">", "&gt;"), ("{", "&#123;")):
         framed = framed.replace(character, code)
-    style = _beside("landing.css").replace("{", "{{ '{' }}")
-    html = f'<style>\n{style}</style>\n<iframe id="study-page" title="Study report" srcdoc="{framed}"></iframe>'
+    html = f'<iframe id="study-page" title="Study report" srcdoc="{framed}"></iframe>'
     return ".. raw:: html\n\n" + "\n".join(f"    {line}" for line in html.splitlines()) + "\n"
 
 

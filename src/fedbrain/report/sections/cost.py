@@ -7,7 +7,7 @@ import pandas as pd
 from fedbrain.report.figures import figure
 from fedbrain.report.html import Cell, Column, Html, columns, folded, join, p, table
 from fedbrain.report.material import AXES, Material
-from fedbrain.report.numbers import fixed, listed, size, small
+from fedbrain.report.numbers import fixed, listed, percent, size, small
 
 Shown = tuple[str, str, str, Callable]  # column of the table, name, unit, how it is written
 
@@ -19,12 +19,12 @@ def _count(value) -> Cell:
 # What a cell is, the same on every machine, and what it took on this one. A column that the table does not have is left out.
 FIXED: tuple[Shown, ...] = (
     ("trained", "trained", "parameters", _count),
-    ("trained_share", "of all", "of encoder and head", lambda value: Cell(f"{100 * value:.2g} %", float(value))),
+    ("trained_share", "of all", "of encoder and head", percent),
     ("sent", "sent", "parameters", _count),
     ("bytes_down", "down", "bytes, round and client", size),
     ("bytes_up", "up", "bytes, round and client", size),
     ("bytes_run", "whole run", "bytes, client", size),
-    ("bytes_share", "of full tuning", "share of bytes", lambda value: Cell(f"{100 * value:.2g} %", float(value))),
+    ("bytes_share", "of full tuning", "share of bytes", percent),
     ("gmacs", "forward pass", "GMACs, scan", lambda value: fixed(value, 1)),
     ("gmacs_step", "of a step", "GMACs, scan", small),
     ("gmacs_reference", "published", "GMACs, scan", lambda value: fixed(value, 1)),

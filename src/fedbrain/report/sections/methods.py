@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 
+from fedbrain.figures.style import shown_name
 from fedbrain.registry import REFERENCES, base_name
 from fedbrain.report.citations import OF_RULE, Citations
 from fedbrain.report.html import Html, heading, join, p, table
 from fedbrain.report.html import columns as header_of
 from fedbrain.report.material import Material, shown
-from fedbrain.report.numbers import counted, listed
+from fedbrain.report.numbers import counted, listed, plain
 
 # In words, its sources, and the package that it is.
 EXTRACTORS = {
@@ -74,11 +75,7 @@ def written(material: Material) -> tuple[list[str], Citations]:
 def _participants(material: Material, cite: Citations) -> str:
     negative, positive = material.classes
     splits, split = material.splits, material.study["splits"]
-    simulated = (
-        f" {listed(material.phantoms)} {'is' if len(material.phantoms) == 1 else 'are'} simulated (phantoms)."
-        if material.phantoms
-        else ""
-    )
+    simulated = f" Simulated (phantoms): {listed(material.phantoms)}." if material.phantoms else ""
     used = sum(int((table["kept"] == 1).sum()) for table in material.quality.values())
     rest = 1 - split["validation"] - split["test"]
     by_side = {side: int((splits["split"] == side).sum()) for side in ("train", "validation", "test")}
@@ -122,13 +119,13 @@ def _models(material: Material, cite: Citations) -> str:
     )
     sentences = [
         f"Models. Volumes were embedded by the image encoder of {ENCODERS.get(encoder['name'], encoder['name'])} {cite(encoder['name'])}, {weights}, and classified by "
-        f"{counted(len(heads), 'head')} ({listed(heads)})."
+        f"{counted(len(heads), 'head')} ({listed(map(shown_name, heads))})."
     ]
     kinds = {name: base_name(name, material.study["tuning"].get(name, {})) for name in tunings}
     how = []
     for name, kind in kinds.items():
         source = cite("lora") if kind in ("lora", "dual_lora") else ""
-        how.append(_joined(name, source))
+        how.append(_joined(shown_name(name), source))
     sentences.append(f"Tuning of the encoder: {listed(how)}.")
     if "resnet18" in heads:
         sentences.append(f"A 3D ResNet18 {cite('resnet')} was trained from scratch as a reference.")
@@ -149,16 +146,19 @@ def _training(material: Material, cite: Citations) -> str:
     for name in names:
         if name not in REFERENCES:
             key = OF_RULE.get(base_name(name, material.study["aggregation"].get(name, {})))
-            rules.append(_joined(name, cite(key) if key else ""))
+            rules.append(_joined(shown_name(name), cite(key) if key else ""))
     options = material.study["training"]
-    settings = [f"{options['rounds']} rounds"] if "rounds" in options else []
-    settings += [
-        f"{options[key]:g} {word}"
-        for key, word in (("local_epochs", "local epochs"), ("batch_size", "scans a batch"))
+    settings = [
+        counted(options[key], *words)
+        for key, *words in (
+            ("rounds", "round"),
+            ("local_epochs", "local epoch"),
+            ("batch_size", "scan in a batch", "scans in a batch"),
+        )
         if key in options
     ]
     settings += [
-        f"{word} {options[key]:g}"
+        f"{word} {plain(options[key])}"
         for key, word in (("learning_rate", "learning rate"), ("weight_decay", "weight decay"))
         if key in options
     ]
@@ -171,7 +171,9 @@ def _training(material: Material, cite: Citations) -> str:
         + (", weighted by class within the client," if options.get("class_weights") == "balanced" else "")
         + f" by AdamW {optimizer}"
         + (
-            f" ({', '.join(settings)}" + (f"; other values for {listed(own)}, see the settings" if own else "") + ")"
+            f" ({', '.join(settings)}"
+            + (f"; other values for {listed(map(shown_name, own))}, see the settings" if own else "")
+            + ")"
             if settings
             else ""
         )

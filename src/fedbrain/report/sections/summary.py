@@ -4,7 +4,7 @@ import pandas as pd
 
 from fedbrain.registry import REFERENCES
 from fedbrain.report.html import NONE, Html, heading, items, join, p, strong
-from fedbrain.report.material import SITE_ONLY, Material, shown
+from fedbrain.report.material import POOLED, SITE_ONLY, Material, of_cell, shown
 from fedbrain.report.numbers import counted, listed, words
 from fedbrain.report.sections import alarms
 
@@ -62,7 +62,11 @@ def _answer(material: Material) -> Html:
             kind="answer",
         ),
     ]
-    sentences = []
+    alike = [
+        cell for cell, row in material.federated.items() if cell != best and f"{row['value']:.2f}" == f"{held:.2f}"
+    ]
+    sentences = [f"The same AUC to two digits: {counted(len(alike), 'other federated cell')}."] if alike else []
+    sentences += _at_a_threshold(material, best)
     for reference, meaning in (
         ("centralized", "With all scans in one place (centralized)"),
         ("local", "With each hospital alone (local)"),
@@ -73,6 +77,19 @@ def _answer(material: Material) -> Html:
     if not pd.isna(row["low"]) and row["low"] <= 0.5:
         sentences.insert(0, "The interval includes 0.50: guessing is not ruled out.")
     return join(*parts, p(" ".join(sentences)), _baseline(material))
+
+
+def _at_a_threshold(material: Material, cell: tuple[str, str, str]) -> list[str]:
+    """How many cases it finds and how many controls it clears, where there is a threshold."""
+    own = of_cell(material.thresholds, cell)
+    own = own[(own["client"] == POOLED) & (own["rule"] == "youden") & own["value"].notna()]
+    rows = {row["metric"]: row for row in own.to_dict("records")}
+    if not {"sensitivity", "specificity"} <= set(rows):
+        return []
+    return [
+        f"At a threshold that was chosen on validation subjects it finds {words(rows['sensitivity'])} of the cases and "
+        f"clears {words(rows['specificity'])} of the controls (shares with intervals)."
+    ]
 
 
 def _no_evidence(material: Material) -> Html:
