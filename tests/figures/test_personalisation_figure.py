@@ -5,6 +5,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Text
 
+from fedbrain.figures.auc_by_client import auc_by_client
+from fedbrain.figures.auc_table import auc_table
 from fedbrain.figures.personalisation import personalisation
 from fedbrain.figures.style import cohort_colors, shown_name
 from fedbrain.tables import PERSONALISATION
@@ -97,8 +99,23 @@ def test_notes_tell_whose_global_model_it_is_and_what_is_rough(table):
     assert "Ditto has no global model" not in text
     assert "Hollow: fewer than 10 cases or controls" in text
     assert "Hollow" not in words(personalisation(table[table["client"] == "north"], COHORTS, "linear", "frozen"))
+    assert "No bar" not in text
+    flat = table.assign(low=table["difference"], high=table["difference"])
+    assert "No bar: the difference is the same in all resamples" in words(
+        personalisation(flat, COHORTS, "linear", "frozen")
+    )
     assert "is compared" in words(personalisation(table, COHORTS, "conv_s", "frozen"))
 
 
 def test_a_global_model_is_named_after_its_rule():
-    assert shown_name("ditto_global") == "Ditto, global"
+    assert shown_name("ditto_global") == "Ditto (global)"
+
+
+def test_a_cell_without_a_model_for_a_client_does_not_hide_the_clients_subjects(performance, cohorts):
+    """Nobody is tested on "south" by the first cell of the table; all others are."""
+    first = (performance["aggregation"] == "simpleavg") & (performance["client"] == "south")
+    missing = performance.assign(**{c: performance[c].mask(first, 0) for c in ("subjects", "positives", "negatives")})
+    missing["value"] = missing["value"].mask(first)
+    ticks = [label.get_text() for label in auc_table(missing, cohorts).axes[0].get_xticklabels()]
+    assert "south\n9 / 13" in ticks
+    assert "22 subjects, 9 cases" in words(auc_by_client(missing, cohorts, "linear", tuning="frozen"))

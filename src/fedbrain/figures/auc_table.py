@@ -80,7 +80,8 @@ def _figure(axes, x, y, row, image):
 
 
 def _frame(axes, cells, clients, aucs):
-    counts = aucs.drop_duplicates("client").set_index("client")
+    most = aucs.sort_values("subjects", ascending=False, kind="stable")  # a cell may have no model for a client
+    counts = most.drop_duplicates("client").set_index("client")
     labels = []
     for client in clients:
         name = shown_name(short_name(client, 12))

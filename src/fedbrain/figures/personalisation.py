@@ -29,7 +29,7 @@ OTHERS = {  # what a client's own model is compared with: marker, words, downwar
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # behind a text that crosses a line
 FEW = 10  # test subjects of a class below which limits are rough, as in the table
 COLUMNS = 2
-ROW, GAP = 0.19, 0.13  # inches: of a difference, and between two clients
+ROW, GAP, LABEL = 0.19, 0.13, 0.5  # inches: of a difference, between two clients, of a client's three lines
 
 
 @styled
@@ -50,7 +50,7 @@ def personalisation(
         )
     clients = rows.drop_duplicates("client").sort_values("training", kind="stable")
     shown = [name for name in OTHERS if name in set(rows["against"])]
-    step = len(shown) * ROW + GAP
+    step = max(len(shown) * ROW + GAP, LABEL)
     rules, colors = list(dict.fromkeys(rows["rule"])), cohort_colors(cohorts)
     columns = min(COLUMNS, len(rules))
     lines = -(-len(rules) // columns)
@@ -141,6 +141,8 @@ def _notes(rows, level) -> list[str]:
     ]
     if any(_few(row) for row in rows.dropna(subset=["difference"]).to_dict("records")):
         notes.append(f"Hollow: fewer than {FEW} cases or controls in the test, limits are rough.")
+    if (rows["low"] == rows["high"]).fillna(False).any():
+        notes.append("No bar: the difference is the same in all resamples, which cannot show how uncertain it is.")
     borrowed = rows[(rows["against"] == "global") & ~rows["cell_b"].str.endswith(GLOBAL)]
     for rule, other in dict(zip(borrowed["rule"], borrowed["cell_b"])).items():
         notes.append(

@@ -142,7 +142,7 @@ def cohort_colors(cohorts: Sequence[str]) -> dict[str, str]:
 def shown_name(name: str) -> str:
     """A head's, tuning's or aggregation's name as a reader knows it (``conv_s``: CONV S); others as they are."""
     if name.endswith(GLOBAL):
-        return f"{shown_name(name.removesuffix(GLOBAL))}, global"
+        return f"{shown_name(name.removesuffix(GLOBAL))} (global)"
     return _SHOWN.get(name, name)
 
 
