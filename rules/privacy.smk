@@ -10,6 +10,7 @@ AUDITED = [
         STUDY["evaluation"]["privacy"]["cells"], [(cell.head, cell.tuning, cell.aggregation) for cell in CELLS]
     )
 ]
+ATTACKED = [dict(zip(("head", "tuning", "aggregation", "seed"), run)) for run in AUDITED]
 SHADOWS = STUDY["evaluation"]["privacy"]["shadows"]
 if AUDITED:
     EXTRA.append("results/evaluation/privacy.tsv")
@@ -17,12 +18,6 @@ if AUDITED:
 
 wildcard_constraints:
     attacked=r"released|shadow-\d+",
-
-
-def members(attacked):
-    """The tables of members of all audited cells, for some of their models."""
-    names = ("head", "tuning", "aggregation", "seed")
-    return [MEMBERS.format(**dict(zip(names, run)), attacked=model) for run in AUDITED for model in attacked]
 
 
 # A shadow model is a training of the cell, so it depends on all that the cell does, and goes on where it was killed.
@@ -66,8 +61,8 @@ rule score_members:
 
 rule audit_privacy:
     input:
-        released=members(["released"]),
-        shadows=members([f"shadow-{number}" for number in range(SHADOWS)]),
+        released=[MEMBERS.format(**run, attacked="released") for run in ATTACKED],
+        shadows=[MEMBERS.format(**run, attacked=f"shadow-{number}") for run in ATTACKED for number in range(SHADOWS)],
         splits="results/cohorts/splits.tsv",
     output:
         table=report(
