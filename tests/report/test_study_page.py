@@ -16,7 +16,7 @@ from fedbrain.registry import REFERENCES, REGISTRY
 from fedbrain.report.citations import OF_RULE, SOURCES
 from fedbrain.report.material import Material
 from fedbrain.report.sections.checklist import ITEMS
-from fedbrain.report.sections.methods import ENCODERS, EXTRACTORS, INTENSITIES
+from fedbrain.report.sections.methods import ENCODERS, EXTRACTORS, INTENSITIES, MAPS
 from fedbrain.report.study_page import SECTIONS, landing_page, study_page
 from fedbrain.tables import COMPARISONS, DUPLICATES, HARMONIZATION, PERSONALISATION, PRIVACY, TRANSFER
 
@@ -150,6 +150,11 @@ def test_cohorts_that_no_model_has_seen_by_hand(given):
         ],
         [*cell, "mean", "left out", "test", "0.68 (0.50 to 0.80)", "–", "–", "–", "–", "–"],
     ]
+    seen = "On people of cohorts that it has not seen, linear / frozen / fedavg reaches 0.68 (0.50 to 0.80) on cohorts that were left out"
+    assert seen in words(section(html, "summary"))
+    assert "trained without one cohort at a time" in section(html, "methods")
+    assert "Hartung" in section(html, "methods")
+    assert "Hartung" not in write(given)
     assert rows_of(html, "transfer-mean") == [[*cell, "0.68 (0.50 to 0.80)", "0.68 (0.30 to 0.95)", "0.21", "4"]]
     assert "joins later" in section(html, "transfer")
 
@@ -166,7 +171,9 @@ def test_models_of_a_cohorts_own_and_attacks_on_models_by_hand(given):
     attack |= {"members": 12, "nonmembers": 9, "shadows": 4, "value": 0.55, "seed": 0}
     found = [attack | {"metric": "auc"}, attack | {"metric": "tpr_at_fpr_0.1", "fpr": 0.1, "value": 0.25}]
     extra = {"personalisation": a_table(PERSONALISATION, [own]), "privacy": a_table(PRIVACY, found)}
-    html = write(given, extra=extra)
+    study = STUDY | {"evaluation": STUDY["evaluation"] | {"privacy": {"cells": [cell], "shadows": 4}}}
+    html = write(given, extra=extra, study=study)
+    assert "with 4 shadow models" in section(html, "methods")
     assert rows_of(html, "personalisation-table") == [
         ["linear / frozen / ditto", "global", "linear / frozen / fedavg", "b", "−0.05 (−0.15 to +0.05)", "0.60", "1.00"]
         + ["0.021", "12", "4", "5"]
@@ -188,7 +195,10 @@ def test_models_of_a_cohorts_own_and_attacks_on_models_by_hand(given):
 
 def test_maps_are_shown_by_their_figure_and_external_cohorts_are_named(given):
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 36"></svg>'
-    html = write(given, figures={"explanation-linear-frozen-fedavg": svg}, external=["b"])
+    maps = {"explanation": {"methods": ["integrated_gradients", "rollout"]}}
+    study = STUDY | {"evaluation": STUDY["evaluation"] | maps}
+    html = write(given, figures={"explanation-linear-frozen-fedavg": svg}, external=["b"], study=study)
+    assert "Axiomatic attribution" in section(html, "methods")
     assert "scrambled weights" in section(html, "explanation")
     assert section(html, "explanation").count("<img") == 1
     assert "b: tested on only, and not among the pooled" in section(html, "results")
@@ -560,10 +570,12 @@ def test_methods_name_versions_and_number_their_sources_in_order(given):
     assert "50, 20 and 30 %: 1, 1 and 2 subjects" in text
 
 
-def test_every_name_of_the_registry_that_methods_speak_of_has_its_words():
+def test_every_name_that_methods_speak_of_has_its_words(config_schema):
     assert set(EXTRACTORS) == set(REGISTRY["brain_extractor"])
     assert set(INTENSITIES) == set(REGISTRY["intensity"])
     assert set(ENCODERS) == set(REGISTRY["encoder"])
+    methods = config_schema["properties"]["evaluation"]["properties"]["explanation"]["properties"]["methods"]
+    assert set(MAPS) == set(methods["items"]["enum"])
     assert set(OF_RULE) <= set(REGISTRY["aggregation"])
     assert {"fedavg", "fedce", "rate_my_lora", "scaffold"} <= set(OF_RULE)
     assert not set(OF_RULE) & set(REFERENCES)

@@ -63,6 +63,11 @@ SOURCES = {
     "calibration": ("Van Calster B, et al. Calibration: the Achilles heel of predictive analytics. BMC Medicine 17:230, 2019.", f"{DOI}10.1186/s12916-019-1466-7"),
     "odds": ("Hardt M, Price E, Srebro N. Equality of opportunity in supervised learning. NeurIPS 2016; arXiv 1610.02413.", f"{ARXIV}1610.02413"),
     "site": ("Zech JR, et al. Variable generalization performance of a deep learning model to detect pneumonia in chest radiographs. PLOS Medicine 15:e1002683, 2018.", f"{DOI}10.1371/journal.pmed.1002683"),
+    "mean_of_few": ("Hartung J, Knapp G. A refined method for the meta-analysis of controlled clinical trials with binary outcome. Statistics in Medicine 20:3875-3889, 2001.", f"{DOI}10.1002/sim.1009"),
+    "loss_attack": ("Yeom S, et al. Privacy risk in machine learning: analyzing the connection to overfitting. IEEE CSF 2018; arXiv 1709.01604.", f"{ARXIV}1709.01604"),
+    "lira": ("Carlini N, et al. Membership inference attacks from first principles. IEEE S&P 2022; arXiv 2112.03570.", f"{ARXIV}2112.03570"),
+    "gradients": ("Sundararajan M, Taly A, Yan Q. Axiomatic attribution for deep networks. ICML 2017; arXiv 1703.01365.", f"{ARXIV}1703.01365"),
+    "scrambled": ("Adebayo J, et al. Sanity checks for saliency maps. NeurIPS 2018; arXiv 1810.03292.", f"{ARXIV}1810.03292"),
     # software
     "snakemake": ("Mölder F, et al. Sustainable data analysis with Snakemake. F1000Research 10:33, 2021.", f"{DOI}10.12688/f1000research.29032.2"),
     "flower": ("Beutel DJ, et al. Flower: a friendly federated learning research framework. arXiv 2007.14390, 2020.", f"{ARXIV}2007.14390"),

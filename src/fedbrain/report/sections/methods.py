@@ -32,6 +32,11 @@ STANDARD_SCALES = {
     "client": "each cohort's own standard scale from its own training scans; nothing of it left the cohort",
     "shared": "one standard scale, the mean of the cohorts' by training scans; of each cohort eleven numbers and two counts travelled, once",
 }
+MAPS = {
+    "integrated_gradients": ("integrated gradients", ("gradients",)),
+    "occlusion": ("occlusion", ()),
+    "rollout": ("attention roll-out", ()),
+}
 ENCODERS = {"sam_med3d": "SAM-Med3D", "brainiac": "BrainIAC"}
 
 
@@ -62,14 +67,8 @@ def packages(study: Mapping) -> list[str]:
 def written(material: Material) -> tuple[list[str], Citations]:
     """The paragraphs as plain text, and what they cite."""
     cite = Citations()
-    return [
-        _participants(material, cite),
-        _images(material, cite),
-        _models(material, cite),
-        _training(material, cite),
-        _evaluation(material, cite),
-        _software(material, cite),
-    ], cite
+    parts = (_participants, _images, _models, _training, _evaluation, _on_request, _software)
+    return [text for text in (part(material, cite) for part in parts) if text], cite
 
 
 def _participants(material: Material, cite: Citations) -> str:
@@ -199,6 +198,35 @@ def _evaluation(material: Material, cite: Citations) -> str:
         f"subgroups by differences of true and false positive rates {cite('odds')}, and confounding by site by a classifier that knows the cohort "
         f"alone {cite('site')}. The report follows TRIPOD+AI {cite('tripod')}, the model card Mitchell et al. {cite('cards')}."
     )
+
+
+def _on_request(material: Material, cite: Citations) -> str:
+    """What only some studies ask for."""
+    sentences, asked = [], material.study["evaluation"]
+    if "transfer" in material.extra:
+        kinds = set(material.extra["transfer"]["kind"])
+        if "left out" in kinds:
+            sentences.append(
+                "Cells were also trained without one cohort at a time and tested on it; the mean over these cohorts is a random-effects mean with the "
+                f"interval of Hartung and Knapp {cite('mean_of_few')}."
+            )
+        if "external" in kinds:
+            sentences.append(f"External cohorts ({listed(material.external)}) were tested on only.")
+    if "personalisation" in material.extra:
+        sentences.append(
+            "Clients' own models were compared with the global, local and centralized ones on the same test subjects."
+        )
+    if "privacy" in material.extra:
+        sentences.append(
+            f"Released models were attacked by membership inference, by the loss {cite('loss_attack')} and by likelihood ratios with "
+            f"{asked['privacy']['shadows']} shadow models {cite('lira')}."
+        )
+    if any(name.startswith("explanation-") for name in material.figures):
+        maps = listed(_joined(MAPS[method][0], cite(*MAPS[method][1])) for method in asked["explanation"]["methods"])
+        sentences.append(
+            f"Maps of what models look at were made by {maps}, beside those of scrambled weights {cite('scrambled')}."
+        )
+    return " ".join(["Further analyses.", *sentences]) if sentences else ""
 
 
 def _software(material: Material, cite: Citations) -> str:

@@ -4,7 +4,7 @@ import pandas as pd
 
 from fedbrain.registry import REFERENCES
 from fedbrain.report.html import NONE, Html, heading, items, join, p, strong
-from fedbrain.report.material import POOLED, SITE_ONLY, Material, of_cell, shown
+from fedbrain.report.material import AXES, POOLED, SITE_ONLY, Material, of_cell, shown
 from fedbrain.report.numbers import counted, listed, words
 from fedbrain.report.sections import alarms
 
@@ -74,6 +74,7 @@ def _answer(material: Material) -> Html:
         other = material.pooled.get((*best[:2], reference))
         if other is not None:
             sentences.append(f"{meaning} the same head and tuning reach {words(other)}.")
+    sentences += _unseen(material, best)
     if not pd.isna(row["low"]) and row["low"] <= 0.5:
         sentences.insert(0, "The interval includes 0.50: guessing is not ruled out.")
     return join(*parts, p(" ".join(sentences)), _baseline(material))
@@ -90,6 +91,27 @@ def _at_a_threshold(material: Material, cell: tuple[str, str, str]) -> list[str]
         f"At a threshold that was chosen on validation subjects it finds {words(rows['sensitivity'])} of the cases and "
         f"clears {words(rows['specificity'])} of the controls (shares with intervals)."
     ]
+
+
+def _unseen(material: Material, cell: tuple[str, str, str]) -> list[str]:
+    """What is known of cohorts that the model was not trained on: of this cell, or of the one that was looked at."""
+    found = material.extra.get("transfer")
+    if found is None:
+        return []
+    rows = found[(found["metric"] == "auc") & (found["model"] == "unseen") & found["value"].notna()]
+    rows = rows[(rows["cohort"] == "mean") | (rows["kind"] == "external")].to_dict("records")
+    cells = list(dict.fromkeys(tuple(row[axis] for axis in AXES) for row in rows))
+    if not cells:
+        return []
+    chosen = cell if cell in cells else cells[0]
+    of = [row for row in rows if tuple(row[axis] for axis in AXES) == chosen]
+    told = [
+        f"{words(row)} on {'cohorts that were left out of the training (mean)' if row['cohort'] == 'mean' else row['cohort']}"
+        + (", all their subjects" if row["tested"] == "all" and row["cohort"] == "mean" else "")
+        for row in of
+        if row["tested"] == "all" or row["kind"] == "external" or not any(r["tested"] == "all" for r in of)
+    ]
+    return [f"On people of cohorts that it has not seen, {shown(chosen)} reaches {listed(told)}."]
 
 
 def _no_evidence(material: Material) -> Html:
