@@ -90,3 +90,13 @@ def test_external_cohorts_alone_and_nothing_at_all(table):
     assert len(drawn(figure, "unseen test")) == 1
     assert not drawn(figure, "joined")
     assert not drawn(transfer(table[:0], COHORTS), "interval")
+
+
+def test_cells_without_a_model_for_strangers_are_named_and_not_drawn(table):
+    own = table.assign(aggregation="ditto")
+    own.loc[own["model"] == "unseen", ["value", "low", "high"]] = pd.NA
+    figure = transfer(pd.concat([table, own], ignore_index=True), COHORTS)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [label.get_text() for label in transfer(table, COHORTS).axes[0].get_yticklabels()]
+    assert figure._supxlabel.get_text().startswith("Without an AUC on such a cohort: Ditto.")
+    assert "No cell has an AUC" in transfer(own, COHORTS).axes[0].texts[0].get_text()

@@ -34,7 +34,7 @@ CONFIG = {
         {"heads": ["linear"], "aggregations": ["fedavg", "fedce", "local"], "seeds": [0, 1]},
         {"heads": ["conv_s"], "aggregations": ["rate_my_lora"]},
         {"heads": ["linear"], "tunings": ["lora_qv"], "aggregations": ["fedavg"]},
-        {"heads": ["ncc"], "aggregations": ["simpleavg"], "leave_out": ["beta"]},
+        {"heads": ["ncc"], "aggregations": ["simpleavg"]},
         {"heads": ["resnet18"], "tunings": ["full"], "aggregations": ["fedavg"]},
     ],
     "head": {"resnet18": {"downsample": 4}},

@@ -52,6 +52,13 @@ def transfer(table: pd.DataFrame, cohorts: list[str], *, level: float = 0.95) ->
         ],
         ignore_index=True,
     ).rename(columns={"client": "cohort"})
+    # Of a cell whose clients have models of their own there is none for a stranger: nothing to draw.
+    unseen = aucs[(aucs["model"] == "unseen") & aucs["value"].notna()]
+    known = pd.MultiIndex.from_frame(unseen[CELL])
+    nothing = aucs.loc[~pd.MultiIndex.from_frame(aucs[CELL]).isin(known), "aggregation"].unique()
+    aucs, table = (of[pd.MultiIndex.from_frame(of[CELL]).isin(known)] for of in (aucs, table))
+    if aucs.empty:
+        return text_figure("No cell has an AUC on a cohort that it has never seen.")
     means = table[(table["cohort"] == MEAN) & (table["metric"] == "auc")]
     differences = table[(table["model"] == "difference") & (table["metric"] == "auc")]
     lines = _lines(aucs, means)
@@ -83,7 +90,8 @@ def transfer(table: pd.DataFrame, cohorts: list[str], *, level: float = 0.95) ->
     axis = f" (axis starts at {floor:g})" if floor else ""
     axes.set_xlabel(f"AUC, {interval_words(aucs, level)}{axis}")
     figure.legend(handles=_handles(aucs, means), loc="outside upper center", ncols=2, columnspacing=1.4)
-    footnotes(figure, _notes(aucs, means))
+    absent = [f"Without an AUC on such a cohort: {', '.join(map(shown_name, nothing))}."] if len(nothing) else []
+    footnotes(figure, absent + _notes(aucs, means))
     return figure
 
 
