@@ -60,8 +60,9 @@ def explanation(
         "control": f"{class_names[0]}, n = {counts.get(0, 0)}",
         "difference": f"{class_names[1]} − {class_names[0]}",
     }
-    figure = Figure(figsize=(PAGE, 3.0 * len(maps) + 2.4))
-    parts = figure.subfigures(len(maps) + 1, 1, height_ratios=[3.0] * len(maps) + [2.4])
+    heights = [3.0] * len(maps) + [2.4 if len(randomisation) else 0.8]
+    figure = Figure(figsize=(PAGE, sum(heights)))
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights)
     for number, (part, method) in enumerate(zip(parts, maps)):
         shown = {group: drawn(method, group, values, affine) for group, values in maps[method].items()}
         _draw_method(part, method, shown, template, affine, titles, letter="abc"[number])
@@ -172,7 +173,7 @@ def _draw_randomisation(part, methods: Sequence[str], randomisation: pd.DataFram
     if not len(randomisation):
         for axes in panels:
             axes.set_axis_off()
-        return say(panels[1], "not checked: evaluation.explanation.randomised is 0")
+        return say(panels[1], "not checked: evaluation.explanation.randomised is 0", width=80)
     stages = randomisation.drop_duplicates("number").sort_values("number")
     scans = randomisation.drop_duplicates(["cohort", "scan"])
     for axes, (measure, title) in zip(panels, MEASURES.items()):
