@@ -1,13 +1,12 @@
 """Tables that a study has only where its config asks for them: cohorts that no model has seen, personal models, privacy, explanation."""
 
-from collections.abc import Mapping
-
 import pandas as pd
 
+from fedbrain.evaluation.reported import reported_auc
 from fedbrain.report.figures import figures
 from fedbrain.report.html import Cell, Html, columns, items, join, p, table
 from fedbrain.report.material import AXES, Material, shown
-from fedbrain.report.numbers import fixed, interval, p_value
+from fedbrain.report.numbers import fixed, interval, p_value, percent
 
 ATTACKS = {"loss": "loss", "lira": "likelihood ratio (LiRA)"}
 
@@ -17,34 +16,39 @@ def transfer(material: Material) -> Html:
     found = material.extra.get("transfer")
     if found is None or found.empty:
         return Html("")
-    aucs = found[found["metric"] == "auc"]
+    place = ["cohort", "kind", "tested"]
+    aucs = _reported(found[found["value"].notna()], [*place, "model"])
     rows, spread = [], []
-    for key, of in aucs.groupby([*AXES, "cohort", "kind", "tested"], sort=False):
+    for key, of in aucs.groupby([*AXES, *place], sort=False):
         by_model = {row["model"]: row for row in of.to_dict("records")}
-        first = next(iter(by_model.values()))
-        models = [
-            next((by_model[name] for name in by_model if name.startswith(kind)), None) for kind in ("unseen", "seen")
-        ]
-        difference = next((by_model[name] for name in by_model if name.startswith("diff")), None)
+        first, unseen = next(iter(by_model.values())), by_model.get("unseen")
+        if key[3] == "mean":
+            if unseen is not None:
+                limits = {"value": unseen["value"], "low": unseen["prediction_low"], "high": unseen["prediction_high"]}
+                told = [
+                    interval(unseen, strong=True),
+                    interval(limits),
+                    fixed(unseen["tau"]),
+                    _whole(unseen["cohorts"]),
+                ]
+                spread.append([*key[:3], key[5], *told])
+            continue
+        difference = by_model.get("difference")
         rows.append(
             [
                 *key,
-                *(interval(row) for row in models),
-                interval(difference, sign=True, strong=True),
+                *(interval(by_model.get(name)) for name in ("unseen", "seen")),
+                interval(difference, sign=True),
                 p_value(difference["p_holm"]) if difference is not None else None,
                 *(_whole(first[name]) for name in ("positives", "negatives")),
             ]
         )
-        unseen = models[0]
-        if unseen is not None and not pd.isna(unseen["prediction_low"]):
-            limits = {"value": unseen["value"], "low": unseen["prediction_low"], "high": unseen["prediction_high"]}
-            spread.append(
-                [*key[:3], interval(unseen), interval(limits), fixed(unseen["tau"]), _whole(unseen["cohorts"])]
-            )
     unit = f"{material.level} interval"
     header = columns("head", "tuning", "aggregation", "cohort", "kind", "tested on", f"#unseen|{unit}", f"#seen|{unit}")
     header += columns(f"#unseen − seen|{unit}", "#p|Holm", "#cases", "#controls")
-    further = columns("head", "tuning", "aggregation", f"#mean AUC|{unit}", "#a further cohort|prediction interval")
+    further = columns(
+        "head", "tuning", "aggregation", "tested on", f"#mean AUC|{unit}", "#a further cohort|prediction interval"
+    )
     further += columns("#between cohorts|SD, logits", "#cohorts")
     return join(
         p(
@@ -149,34 +153,57 @@ def _membership(material: Material) -> Html:
     found = material.extra.get("privacy")
     if found is None or found.empty:
         return p("Whether training subjects can be told from the released models was not measured in this study.")
-    rows = [
-        [
-            *(row[axis] for axis in AXES),
-            row["client"],
-            ATTACKS.get(row["attack"], row["attack"]),
-            _membership_metric(row),
-            interval(row, 3 if row["metric"] != "auc" else 2, strong=True),
-            *(_whole(row[name]) for name in ("members", "nonmembers", "shadows")),
-            "" if pd.isna(row["note"]) else row["note"],
-        ]
-        for row in found.to_dict("records")
-    ]
-    header = columns("head", "tuning", "aggregation", "cohort", "attack", "metric", f"#value|{material.level} interval")
-    header += columns("#members|subjects", "#non-members|subjects", "#shadow models", "note")
+    counts = found.assign(positives=found["members"], negatives=found["nonmembers"])
+    aucs = _reported(counts, ["client", "attack"])
+    keys = [*AXES, "client", "attack"]
+    rates = {tuple(row[name] for name in (*keys, "metric")): row for row in found.to_dict("records")}
+    rows = []
+    for row in aucs.to_dict("records"):
+        key = tuple(row[name] for name in keys)
+        lowest = rates.get((*key, "tpr_at_least_fpr"))
+        rows.append(
+            [
+                *key[:4],
+                ATTACKS.get(row["attack"], row["attack"]),
+                interval(row, strong=True),
+                interval(rates.get((*key, "tpr_at_fpr_0.01"))),
+                interval(lowest),
+                Cell("–") if lowest is None or pd.isna(lowest["fpr"]) else percent(lowest["fpr"]),
+                *(_whole(row[name]) for name in ("members", "nonmembers", "shadows")),
+            ]
+        )
+    unit = f"{material.level} interval"
+    header = columns(
+        "head",
+        "tuning",
+        "aggregation",
+        "cohort",
+        "attack",
+        f"#AUC|{unit}",
+        "#found at 1 %|of members",
+        "#found|of members",
+    )
+    header += columns("#at|false alarms", "#members|subjects", "#non-members|subjects", "#shadow models")
+    notes = [note for note in dict.fromkeys(found.loc[found["metric"] == "tpr_at_least_fpr", "note"].dropna())]
     return join(
         p(
             "Attacked were released models: given the model, a scan and its label, is the subject one that it was trained on (a member) or a test "
-            "subject? An AUC of 0.50 is chance; an attack that finds nothing shows no privacy."
+            "subject? An AUC of 0.50 is chance; an attack that finds nothing shows no privacy. Found at 1 %: members that are found while at most 1 % "
+            "of the non-members are called members; it needs 100 non-members. Beside it the same at the lowest rate of false alarms that "
+            "there are non-members for."
         ),
         table("privacy-table", "Membership inference", header, rows, file="results/evaluation/privacy.tsv", heads=3),
+        items([f"Found at the lowest rate: {note}." for note in notes], kind="note"),
         figures(material, "membership"),
     )
 
 
-def _membership_metric(row: Mapping) -> str:
-    if row["metric"] == "auc":
-        return "AUC"
-    return row["metric"] if pd.isna(row["fpr"]) else f"members found at {100 * row['fpr']:g} % false alarms"
+def _reported(found: pd.DataFrame, place: list[str]) -> pd.DataFrame:
+    """AUC rows with the interval to report, each of ``place`` for itself."""
+    named = found.assign(client=found[place].astype(str).agg("\n".join, axis=1), own=range(len(found)))
+    rows = reported_auc(named)
+    rows["client"] = found["client"].to_numpy()[rows["own"]] if "client" in found else rows["client"]
+    return rows
 
 
 def _whole(value) -> Cell:

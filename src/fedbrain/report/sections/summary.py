@@ -77,7 +77,7 @@ def _answer(material: Material) -> Html:
     sentences += _unseen(material, best)
     if not pd.isna(row["low"]) and row["low"] <= 0.5:
         sentences.insert(0, "The interval includes 0.50: guessing is not ruled out.")
-    return join(*parts, p(" ".join(sentences)), _baseline(material))
+    return join(*parts, items(sentences), _baseline(material))
 
 
 def _at_a_threshold(material: Material, cell: tuple[str, str, str]) -> list[str]:
