@@ -115,12 +115,12 @@ def evaluate_minutes(cells: int, attempt: int) -> int:
     return doubling(5 + 0.25 * cells, attempt)
 
 
-EXPLAIN_SECONDS = {"forward": 6, "step": 20}  # a volume through a whole encoder on one core, and with its gradient
+EXPLAIN_SECONDS = {"forward": 2.5, "step": 6}  # a volume through a whole encoder on one core, and with its gradient
 
 
 def explain_memory(batch_size: int, attempt: int) -> int:
-    """MB: the encoder twice (a copy is scrambled), what a gradient through all of its blocks keeps, and maps."""
-    return doubling(5000 + 3000 * batch_size, attempt)
+    """MB: the encoder up to three times (a copy is scrambled), what a gradient through all of its blocks keeps, and maps."""
+    return doubling(3000 + 1500 * batch_size, attempt)
 
 
 def explain_minutes(options: Mapping, scans: int, *, gpu: bool, threads: int, attempt: int) -> int:
