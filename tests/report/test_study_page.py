@@ -183,7 +183,7 @@ def test_models_of_a_cohorts_own_and_attacks_on_models_by_hand(given):
     row = [
         *cell,
         "a",
-        "likelihood ratio (LiRA)",
+        "LiRA",
         "0.55 (0.35 to 0.72)",
         "–",
         "0.25 (0.40 to 0.70)",

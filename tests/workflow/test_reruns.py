@@ -46,10 +46,10 @@ def test_a_fresh_clone_with_the_results_copied_in_runs_nothing(copy, root, tmp_p
     assert not clone.planned()
 
 
-def test_editing_a_figures_module_draws_that_figure_and_nothing_else(copy):
+def test_editing_a_figures_module_draws_that_figure_and_the_page_and_nothing_else(copy):
     with (copy.folder / "src/fedbrain/figures/auc_by_head.py").open("a") as file:
         file.write("# edited\n")
-    assert copy.planned() == Counter(plot_auc_by_head=1)
+    assert copy.planned() == Counter(plot_auc_by_head=1, study_page=1)
     before = (copy.folder / "results/report.html").stat().st_mtime_ns
     copy.snakemake()
     assert (copy.folder / "results/report.html").stat().st_mtime_ns > before  # the report is written anew

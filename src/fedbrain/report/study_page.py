@@ -49,7 +49,7 @@ SECTIONS = (
     Section("quality", "Preprocessing and quality", quality.quality),
     Section("results", "Results", results.results),
     Section("comparisons", "Comparisons", comparisons.comparisons),
-    Section("transfer", "Cohorts that no model has seen", extra.transfer),
+    Section("transfer", "Unseen cohorts", extra.transfer),
     Section("personalisation", "Personal models", extra.personalisation),
     Section("calibration", "Calibration and thresholds", calibration.calibration),
     Section("subgroups", "Subgroups", subgroups.subgroups),

@@ -8,7 +8,7 @@ from fedbrain.report.html import Cell, Html, columns, items, join, p, table
 from fedbrain.report.material import AXES, Material, shown
 from fedbrain.report.numbers import fixed, interval, p_value, percent
 
-ATTACKS = {"loss": "loss", "lira": "likelihood ratio (LiRA)"}
+ATTACKS = {"loss": "loss", "lira": "LiRA"}
 
 
 def transfer(material: Material) -> Html:
@@ -190,7 +190,7 @@ def _membership(material: Material) -> Html:
             "Attacked were released models: given the model, a scan and its label, is the subject one that it was trained on (a member) or a test "
             "subject? An AUC of 0.50 is chance; an attack that finds nothing shows no privacy. Found at 1 %: members that are found while at most 1 % "
             "of the non-members are called members; it needs 100 non-members. Beside it the same at the lowest rate of false alarms that "
-            "there are non-members for."
+            "there are non-members for. Loss: who has a low loss is called a member. LiRA: likelihood ratio with shadow models."
         ),
         table("privacy-table", "Membership inference", header, rows, file="results/evaluation/privacy.tsv", heads=3),
         items([f"Found at the lowest rate: {note}." for note in notes], kind="note"),
