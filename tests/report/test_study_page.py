@@ -597,6 +597,7 @@ def test_a_fitted_intensity_says_where_its_scale_is_from_and_what_travelled(give
 
 
 def test_the_model_card_has_all_headings_and_the_best_cells_numbers(given):
+    given["summaries"].append(summary("local", weights="none (trained from scratch)"))
     html = section(write(given, phantoms=["a", "b"]), "model-card")
     headings = ["Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data"]
     headings += [
@@ -610,6 +611,9 @@ def test_the_model_card_has_all_headings_and_the_best_cells_numbers(given):
     assert "All test subjects: AUC 0.71 (0.52 to 0.88)." in text
     assert "a: AUC 0.65 (0.40 to 0.90)." in text
     assert "The encoder was not pretrained" in text
+    assert "weights in that cell: random (seed 3)." in text
+    assert "No person's data were used" in text
+    assert "some of whom may not be able to consent" in words(section(write(given, phantoms=["a"]), "model-card"))
     assert "Test: 2 subjects (1 control, 1 dementia) of 2 cohorts." in text
     assert "phantoms" in text
 

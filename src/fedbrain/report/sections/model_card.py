@@ -22,7 +22,7 @@ def model_card(material: Material) -> Html:
             f"Best federated cell: {shown(best)} (head / tuning / aggregation)."
             if best
             else "No federated cell has an AUC.",
-            f"Encoder: {card.title}; weights: {listed(sorted({str(s['weights']) for s in material.summaries}))}.",
+            f"Encoder: {card.title}; weights in that cell: {_weights(material)}.",
             f"Reference: {card.reference}.",
             f"Licence of the encoder's weights: {card.licence}. Software: Apache-2.0. Licence of the trained model: {AUTHORS}.",
             f"Input: a T1-weighted head MRI, brought to {' x '.join(map(str, card.input_shape))} voxels of {card.spacing:g} mm; output: a score "
@@ -46,9 +46,10 @@ def model_card(material: Material) -> Html:
         "Training data": [*_sides(material, ("train", "validation")), *_pretraining(material)],
         "Quantitative analyses": _numbers(material),
         "Ethical considerations": [
-            "The data are of persons, some of whom may not be able to consent. Consent, approval and rules of the data's owners: "
-            + AUTHORS
-            + ".",
+            "No person's data were used: all cohorts are simulated."
+            if set(material.phantoms) == set(material.cohorts)
+            else "The data are of persons, some of whom may not be able to consent. Consent, approval and rules of the data's owners: "
+            f"{AUTHORS}.",
             "Scans stay with their owners in such a federation; trained parameters may still betray training data (Privacy).",
         ],
         "Caveats and recommendations": [
@@ -64,6 +65,12 @@ def model_card(material: Material) -> Html:
         f"<div>\n<dt>{heading}</dt>\n<dd>{items(lines)}</dd>\n</div>\n" for heading, lines in parts.items()
     )
     return join(Html(f'<dl class="card">\n{shown_parts}</dl>\n'), encoder_note)
+
+
+def _weights(material: Material) -> str:
+    """Of the best cell; of all, where there is none."""
+    of_best = [run for run in material.summaries if tuple(run["cell"].values()) == material.best]
+    return listed(sorted({str(run["weights"]) for run in of_best or material.summaries}))
 
 
 def _sides(material: Material, sides: tuple[str, ...]) -> list[str]:
