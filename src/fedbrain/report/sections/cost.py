@@ -16,7 +16,7 @@ def _count(value) -> Cell:
     return Cell(f"{int(value):,}", float(value))
 
 
-# What a cell is, the same on every machine, and what it took on this one. A column that the table does not have is left out.
+# What a cell is, the same on every machine, and what it took on this one.
 FIXED: tuple[Shown, ...] = (
     ("trained", "trained", "parameters", _count),
     ("trained_share", "of all", "of encoder and head", percent),
@@ -52,10 +52,9 @@ def cost(material: Material) -> Html:
 
 def _table(material: Material, id: str, caption: str, shown: tuple[Shown, ...]) -> Html:
     efficiency = material.efficiency
-    present = [column for column in shown if column[0] in efficiency]
-    header = columns("head", "tuning", "aggregation") + [Column(name, unit, True) for _, name, unit, _ in present]
+    header = columns("head", "tuning", "aggregation") + [Column(name, unit, True) for _, name, unit, _ in shown]
     rows = [
-        [*(row[axis] for axis in AXES), *(_written(row, name, write) for name, *_, write in present)]
+        [*(row[axis] for axis in AXES), *(_written(row, name, write) for name, *_, write in shown)]
         for row in efficiency.to_dict("records")
     ]
     return table(id, caption, header, rows, file="results/evaluation/efficiency.tsv", heads=3)
