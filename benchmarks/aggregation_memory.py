@@ -2,10 +2,10 @@
 
     python benchmarks/aggregation_memory.py [--rules fedavg fedavgm fedadam fedyogi] [--clients 20] [--others median fedce] [--few 4]
 
-The model has the tensors of the whole image encoder (93 M parameters, 372 MB). Clients reply with random updates, made when they are asked
-for, each tensor from one buffer that is there before. Measured is a whole round, the second one (messages down, the updates, the new
-model), beyond what is held right before it: the global model and what the rule remembers from round to round (``state``, in models). No
-part of the round is left out. Two ways, each in a process of its own:
+The model has the tensors of the whole image encoder (93 M parameters, 372 MB). Clients reply with noise, made into messages when they are
+asked for. Measured is a whole round, the second one (messages down, the updates, the new model), beyond what is held right before it: the
+global model and what the rule remembers from round to round (``state``, in models). No part of the round is left out. Two ways, each in a
+process of its own:
 
 - ``allocated``: peak of what Python and NumPy have allocated (tracemalloc; exact, the same in each run),
 - ``resident``: peak of the process's anonymous memory, read 500 times a second. It has what the C library keeps of freed blocks, too.
@@ -45,7 +45,7 @@ from fedbrain.models.operations import bare_encoder
 LIMIT = 3.0
 TOLERANCE = 0.1  # of a model: blocks of 65,536 elements, and for a server optimizer the sum of the tensor that it is at
 PAUSE = 0.002  # seconds between two readings
-BUFFER = np.ones(1 << 22, np.float32)  # the largest tensor has 4.0 M elements
+NOISE = np.random.default_rng(0).random(1 << 22, dtype=np.float32)  # the largest tensor has 4.0 M elements
 
 
 def reply_to(message: Message, context) -> Message:
@@ -55,11 +55,9 @@ def reply_to(message: Message, context) -> Message:
         return Message(RecordDict({"client": record}), reply_to=message)
     content = {"metrics": MetricRecord({"scans": 10 + int(name), "seconds": 0.0})}
     if message.metadata.message_type == "train":
-        generator, arrays = np.random.default_rng(int(name)), ArrayRecord()
+        arrays = ArrayRecord()
         for key, array in message.content["arrays"].items():
-            values = BUFFER[: prod(array.shape)]
-            generator.random(out=values, dtype=np.float32)
-            arrays[key] = serialized(values.reshape(array.shape))
+            arrays[key] = serialized(NOISE[int(name) :][: prod(array.shape)].reshape(array.shape))
         content["arrays"] = arrays
     return Message(RecordDict(content), reply_to=message)
 

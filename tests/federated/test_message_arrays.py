@@ -1,12 +1,19 @@
 """Arrays in messages: the same bytes as Flower writes, read where they lie; sums by blocks to the bits of whole tensors."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedbrain.federated.aggregation.averages import FedAvg
 from fedbrain.federated.aggregation.optimizers import FedAdam, FedAvgM, FedYogi
 from fedbrain.federated.aggregation.rule import BLOCK, Difference, Update, add_scaled
 from fedbrain.federated.arrays import serialized, to_record, view
+from fedbrain.federated.grid import InProcessGrid
+from fedbrain.federated.rounds import run_rounds
+from fedbrain.federated.task import TrainingOptions
 
 GENERATOR = np.random.default_rng(0)
 VALUES = {
@@ -47,6 +54,30 @@ def test_blocks_sum_to_the_bits_of_whole_tensors():
     expected = total + 0.3 * (after.astype(np.float64) - before)
     add_scaled(total, 0.3, Difference({"w": np.asfortranarray(after)}, {"w": before}), "w")
     np.testing.assert_array_equal(total, expected)
+
+
+def test_no_update_outlives_its_turn():
+    """Each is gone before the next one comes, without the help of the garbage collector."""
+    updates, alive = [], []
+
+    def reply(message: Message, context) -> Message:
+        if message.metadata.message_type == "query":
+            record = ConfigRecord({"client": context.node_config["client"], "train": 3, "validation": 0})
+            return Message(RecordDict({"client": record}), reply_to=message)
+        content = RecordDict({"metrics": MetricRecord({"scans": 3, "seconds": 0.0})})
+        if message.metadata.message_type == "train":
+            alive.append(sum(update() is not None for update in updates))
+            content["arrays"] = ArrayRecord(dict(message.content["arrays"]))
+            updates.append(weakref.ref(content["arrays"]))
+        return Message(content, reply_to=message)
+
+    gc.collect()
+    gc.disable()
+    try:
+        run_rounds(InProcessGrid(reply, "abc"), FedAvg(), {"w": VALUES["matrix"]}, TrainingOptions(rounds=2))
+    finally:
+        gc.enable()
+    assert alive == [0] * 6
 
 
 @pytest.mark.parametrize("kind", [FedAvgM, FedAdam, FedYogi])

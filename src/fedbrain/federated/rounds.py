@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from tqdm import tqdm
 
@@ -324,8 +324,9 @@ def _failure(reply: Message | None, deadline: float | None) -> str | None:
         return "no reply" if deadline is None else f"no reply within {deadline:g} s"
     if reply.has_error():
         return " ".join((reply.error.reason or "unknown error").split())
-    metrics = reply.content.metric_records.get("metrics")
-    if metrics is None:
+    # Not by content.metric_records and its like: what these return keeps the whole update until the next garbage collection.
+    metrics = reply.content.get("metrics")
+    if not isinstance(metrics, MetricRecord):
         return "reply refused: metrics are missing"
     for name, value in metrics.items():
         if not isinstance(value, int | float):
