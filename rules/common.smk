@@ -297,7 +297,7 @@ def folder_of(wildcards):
 
 
 def settings_of(wildcards):
-    """All that decides a run beside its files."""
+    """All that decides a run beside its files and its code."""
     axes = ("head", "tuning", "aggregation")
     return {axis: wildcards[axis] for axis in axes} | {
         "seed": int(wildcards.seed),
@@ -305,7 +305,6 @@ def settings_of(wildcards):
         "options": {axis: options(axis, wildcards[axis]) for axis in axes},
         "training": study.training_options(STUDY, wildcards.head, wildcards.tuning),
         "encoder": cell_encoder(wildcards),
-        "code": cell_code(wildcards),
         "folder": folder_of(wildcards),
     }
 

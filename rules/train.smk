@@ -31,6 +31,7 @@ rule train_cell:
         runtime=lambda wildcards, attempt: at_most("runtime", work.train_minutes(cell_work(wildcards), attempt)),
     params:
         cohorts=COHORTS,
+        code=lambda wildcards: [cell_code(wildcards)],
         runs=lambda wildcards: [settings_of(wildcards)],
     script:
         "../workflow_scripts/train_cell.py"
@@ -89,6 +90,7 @@ for number, batch in enumerate(batches()):
             ),
         params:
             cohorts=COHORTS,
+            code=[cell_code(run) for run in batch],
             runs=[settings_of(run) for run in batch],
         script:
             "../workflow_scripts/train_cell.py"

@@ -1,5 +1,6 @@
 """Trains runs of the grid, a cell with a seed each, that share what they load; as a rule there is one."""
 
+from functools import partial
 from pathlib import Path
 
 from fedbrain.devices import keep_freed_memory, pick_device, set_threads
@@ -37,7 +38,7 @@ def clients_of(run):
     return clients
 
 
-def train(run):
+def train(run, code):
     """One cell with one seed."""
     train_cell(
         clients_of(run),
@@ -50,11 +51,13 @@ def train(run):
         training=run["training"],
         source=EncoderSource.of(run["encoder"]),
         seed=run["seed"],
-        code=run["code"],
+        code=code,
         folder=Path(run["folder"]),
         device=pick_device(snakemake.resources.gpu),
     )
 
 
-runs = snakemake.params.runs
-train_runs((run["folder"], Path(run["folder"]), lambda run=run: train(run)) for run in runs)
+train_runs(
+    (run["folder"], Path(run["folder"]), partial(train, run, code))
+    for run, code in zip(snakemake.params.runs, snakemake.params.code)
+)

@@ -55,10 +55,10 @@ REGISTRY = {
         "fedbn": "fedbrain.federated.aggregation.personal:FedBN",
         "flop": "fedbrain.federated.aggregation.personal:FLOP",
         "ditto": "fedbrain.federated.aggregation.personal:Ditto",
+        "fedavg_ft": "fedbrain.federated.aggregation.fine_tuning:FedAvgFT",
         "med_dual_lora": "fedbrain.federated.aggregation.dual_lora:MedDualLoRA",
         "fedopal": "fedbrain.federated.aggregation.dual_lora:FedOPAL",
     },
-        "fedavg_ft": "fedbrain.federated.aggregation.fine_tuning:FedAvgFT",
     "harmonization": {
         "combat": "fedbrain.federated.harmonization:ComBat",
     },
@@ -89,10 +89,10 @@ FITTED_INTENSITIES = (
     "nyul",
 )  # on training subjects, in a stage of their own; the line names what is measured in a scan
 REFERENCES = ("centralized", "local")  # stand in the aggregation's place in a cell: all scans pooled, each client alone
+GLOBAL = "_global"  # behind the name of a personalised rule: its global model, evaluated beside the clients' own models
 # Stand in the head's place and go with one tuning only: a network without the encoder, a rule without parameters.
 TUNING_OF_REFERENCE = {"resnet18": "full", "ncc": "frozen"}
 
-GLOBAL = "_global"  # behind the name of a personalised rule: its global model, evaluated beside the clients' own models
 
 def names(kind: str) -> list[str]:
     """All names of a kind."""
