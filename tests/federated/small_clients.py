@@ -1,7 +1,6 @@
 """Small synthetic clients: six features per scan, so that a round takes milliseconds."""
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from fedbrain.federated.data import ClientData, Samples
@@ -37,6 +36,8 @@ def build_small_model():
 
 def build_adapted_model():
     """The small model with an adapter of rank 2 on its first layer, which is frozen, and a trained second one."""
+    from peft import LoraConfig, inject_adapter_in_model  # here, since most tests need no adapter
+
     model = build_small_model()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
