@@ -20,6 +20,7 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 import torch
 
+from fedbrain.devices import keep_freed_memory
 from fedbrain.federated.accounting import PeakMemory
 from fedbrain.federated.aggregation import build_rule
 from fedbrain.federated.apps import build_client_app
@@ -105,6 +106,7 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the job that trains a cell does
     clients = synthetic_clients(arguments.scans, arguments.clients)
     options = TrainingOptions(rounds=arguments.rounds)
     missed = False

@@ -1,5 +1,6 @@
 """What a federated run costs: bytes that travel, time, memory."""
 
+import resource
 import threading
 from collections.abc import Iterable
 from math import prod
@@ -8,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+PAGE = resource.getpagesize()  # bytes
 PAUSE = 0.05  # seconds between two samples of the memory
 
 
@@ -86,7 +88,7 @@ def _sample(over: threading.Event) -> None:
 
 
 def anonymous_memory() -> int:
-    """Bytes of memory that this process holds beside mapped files (Linux)."""
-    with open("/proc/self/status", "rb") as file:
-        kib = [int(line.split()[1]) for line in file if line.startswith((b"RssAnon:", b"RssShmem:"))]
-    return sum(kib) * 1024
+    """Bytes of memory that this process holds beside mapped files and shared memory (Linux)."""
+    with open("/proc/self/statm", "rb") as file:  # as in status, in a fourth of the time: it is read for every message
+        _, resident, shared, *_ = file.read().split()
+    return (int(resident) - int(shared)) * PAGE
