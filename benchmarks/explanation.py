@@ -1,6 +1,6 @@
 """Seconds and memory of the explanation maps of one scan: SAM-Med3D's encoder, linear head, on the machine at hand.
 
-    python benchmarks/explanation.py [--threads 2] [--device cuda] [--precision bfloat16]
+python benchmarks/explanation.py [--threads 2] [--device cuda] [--precision bfloat16]
 """
 
 import argparse
