@@ -45,13 +45,14 @@ SOURCES = {
     "fedbn": ("Li X, et al. FedBN: federated learning on non-IID features via local batch normalization. ICLR 2021; arXiv 2102.07623.", f"{ARXIV}2102.07623"),
     "flop": ("Yang Q, et al. FLOP: federated learning on medical datasets using partial networks. KDD 2021; arXiv 2102.05218.", f"{ARXIV}2102.05218"),
     "ditto": ("Li T, et al. Ditto: fair and robust federated learning through personalization. ICML 2021; arXiv 2012.04221.", f"{ARXIV}2012.04221"),
+    "fedavg_ft": ("Yu T, Bagdasaryan E, Shmatikov V. Salvaging federated learning by local adaptation. arXiv 2002.04758, 2020.", f"{ARXIV}2002.04758"),
     "med_dual_lora": ("Perramon-Llussà J, et al. Med-DualLoRA: local adaptation of foundation models for 3D cardiac MRI. arXiv 2603.10967, 2026.", f"{ARXIV}2603.10967"),
     "fedopal": ("Tupper A, Gagné C. FedOPAL. arXiv 2510.12741, 2025.", f"{ARXIV}2510.12741"),
     "fedit": ("Zhang J, et al. Towards building the federated GPT: federated instruction tuning. ICASSP 2024; arXiv 2305.05644.", f"{ARXIV}2305.05644"),
     "flexlora": ("Bai J, et al. Federated fine-tuning of large language models under heterogeneous tasks and client resources. NeurIPS 2024; arXiv 2402.11505.", f"{ARXIV}2402.11505"),
     "ffa_lora": ("Sun Y, et al. Improving LoRA in privacy-preserving federated learning. ICLR 2024; arXiv 2403.12313.", f"{ARXIV}2403.12313"),
     "fedsa_lora": ("Guo P, et al. Selective aggregation for low-rank adaptation in federated learning. ICLR 2025; arXiv 2410.01463.", f"{ARXIV}2410.01463"),
-    "rolora": ("Chen S, et al. RoLoRA. arXiv 2409.02346, 2024.", f"{ARXIV}2409.02346"),
+    "rolora": ("Chen S, et al. Robust federated finetuning of foundation models via alternating minimization of LoRA. arXiv 2409.02346, 2024.", f"{ARXIV}2409.02346"),
     "fedex_lora": ("Singhal R, et al. FedEx-LoRA: exact aggregation for federated and efficient fine-tuning. ACL 2025; arXiv 2410.09432.", f"{ARXIV}2410.09432"),
     "flora": ("Wang Z, et al. FLoRA: federated fine-tuning large language models with heterogeneous low-rank adaptations. NeurIPS 2024; arXiv 2409.05976.", f"{ARXIV}2409.05976"),
     # evaluation
@@ -67,6 +68,8 @@ SOURCES = {
     "loss_attack": ("Yeom S, et al. Privacy risk in machine learning: analyzing the connection to overfitting. IEEE CSF 2018; arXiv 1709.01604.", f"{ARXIV}1709.01604"),
     "lira": ("Carlini N, et al. Membership inference attacks from first principles. IEEE S&P 2022; arXiv 2112.03570.", f"{ARXIV}2112.03570"),
     "gradients": ("Sundararajan M, Taly A, Yan Q. Axiomatic attribution for deep networks. ICML 2017; arXiv 1703.01365.", f"{ARXIV}1703.01365"),
+    "occlusion": ("Zeiler MD, Fergus R. Visualizing and understanding convolutional networks. ECCV 2014; arXiv 1311.2901.", f"{ARXIV}1311.2901"),
+    "rollout": ("Abnar S, Zuidema W. Quantifying attention flow in transformers. ACL 2020; arXiv 2005.00928.", f"{ARXIV}2005.00928"),
     "scrambled": ("Adebayo J, et al. Sanity checks for saliency maps. NeurIPS 2018; arXiv 1810.03292.", f"{ARXIV}1810.03292"),
     # software
     "snakemake": ("Mölder F, et al. Sustainable data analysis with Snakemake. F1000Research 10:33, 2021.", f"{DOI}10.12688/f1000research.29032.2"),
@@ -93,7 +96,7 @@ OF_RULE = {
 } | {
     name: name
     for name in (
-        *("fedprox", "scaffold", "fedper", "fedbn", "flop", "ditto", "med_dual_lora", "fedopal"),
+        *("fedprox", "scaffold", "fedper", "fedbn", "flop", "ditto", "fedavg_ft", "med_dual_lora", "fedopal"),
         *("fedit", "flexlora", "ffa_lora", "fedsa_lora", "rolora", "fedex_lora", "flora"),
     )
 }

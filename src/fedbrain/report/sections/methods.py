@@ -34,8 +34,8 @@ STANDARD_SCALES = {
 }
 MAPS = {
     "integrated_gradients": ("integrated gradients", ("gradients",)),
-    "occlusion": ("occlusion", ()),
-    "rollout": ("attention roll-out", ()),
+    "occlusion": ("occlusion", ("occlusion",)),
+    "rollout": ("attention roll-out", ("rollout",)),
 }
 ENCODERS = {"sam_med3d": "SAM-Med3D", "brainiac": "BrainIAC"}
 
