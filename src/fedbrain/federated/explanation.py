@@ -14,15 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from fedbrain.devices import FittingBatch, be_repeatable
 from fedbrain.errors import StudyError
-from fedbrain.federated.aggregation import build_rule
-from fedbrain.federated.aggregation.rule import State, filled_up
-from fedbrain.federated.sharing import adapted_layers
+from fedbrain.federated.released import released_models
 from fedbrain.federated.task import derive_seed
 from fedbrain.imaging import derivatives
 from fedbrain.imaging.map_names import GROUPS, METHODS, group_map, map_name
@@ -43,7 +40,7 @@ from fedbrain.models.explanation import (
 from fedbrain.models.tuning import VOLUME, Tuning
 from fedbrain.models.weights import weights_identity
 from fedbrain.provenance import digest, sha256_of, versions
-from fedbrain.registry import REFERENCES, build, lookup
+from fedbrain.registry import build, lookup
 from fedbrain.shard_folders import held
 from fedbrain.tables import EXPLANATION, RANDOMISATION, VOLUMES, read_table, write_table, write_text
 
@@ -207,23 +204,18 @@ class _Cell:
         seed = derive_seed(training_seed, "model", head)  # as in training: what nobody trains is drawn by it
         self._classifier = build_classifier(head, tuned, head_options=head_options, source=source, seed=seed)
         self._start = {name: tensor.clone() for name, tensor in self._classifier.state_dict().items()}
-        self._rule = None
-        if aggregation not in REFERENCES:
-            self._rule = build_rule(aggregation, **dict(aggregation_options or {})).fitted(
-                adapted_layers(self._classifier)
-            )
         self._prefix, encoder = None, None
         if self._classifier.cut != VOLUME:
             weights = None if tuned.weights == "random" else source.weights
             self._prefix = lookup("encoder", source.name)(weights, seed=source.seed).to(device=self.device)
             encoder = weights_identity(weights, seed=source.seed, card=CARDS[source.name])
-        arrays = load_file(model_file)
-        self._common = {name: array for name, array in arrays.items() if "/" not in name}
-        self._own: dict[str, dict[str, np.ndarray]] = {}
-        for name, array in arrays.items():
-            client, slash, tensor = name.partition("/")
-            if slash:
-                self._own.setdefault(client, {})[tensor] = array
+        self._released = released_models(
+            Path(model_file).parent,
+            self._classifier,
+            scans,
+            aggregation=aggregation,
+            aggregation_options=aggregation_options,
+        )
         self.identity = {"sha256": sha256_of(model_file), "encoder": encoder, "precisions": self._precisions}
         self._of: tuple[str, FromVolume] | None = None
 
@@ -241,12 +233,7 @@ class _Cell:
     def model(self, cohort: str, scan: str) -> FromVolume:
         """The model that a client's scan is classified by."""
         if self._of is None or self._of[0] != cohort:
-            tensors = dict(self._common)
-            if self._rule is not None and self._common:
-                served = self._rule.down(State(0, self._common), cohort)
-                tensors = {name: filled_up(array, self._start[name].shape) for name, array in served.items()}
-            tensors |= self._own.get(cohort, {})
-            tensors = {name: torch.as_tensor(array) for name, array in tensors.items()}
+            tensors = {name: torch.as_tensor(array) for name, array in self._released[cohort].items()}
             _, unknown = self._classifier.load_state_dict(self._start | tensors, strict=False)
             if unknown:
                 raise StudyError(
