@@ -221,6 +221,13 @@ def test_what_is_frozen_stays_in_evaluation():
     assert not model.eval().encoder.trained.training
 
 
+def test_a_model_that_trains_nothing_can_be_asked_to_train_and_to_evaluate():
+    model = Classifier("volume", None, nn.Sequential(nn.Linear(2, 2), nn.Dropout())).requires_grad_(False)
+    for ask in (model.train, model.eval):
+        ask()
+        assert not model.head.training
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [

@@ -53,7 +53,7 @@ class Classifier(nn.Module):
     def train(self, mode: bool = True) -> "Classifier":
         """As torch's, but what is frozen stays as in evaluation: its running statistics and dropout are not trained."""
         super().train(mode)
-        for module in self.modules():
+        for module in list(self.modules())[1:]:  # the first is this one
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()

@@ -63,9 +63,7 @@ class FromVolume(nn.Module):
         start = start_of(classifier.cut)
         if prefix is not None and start is not None:
             prefix.blocks = prefix.blocks[:start]
-        self.requires_grad_(False)
-        for module in self.modules():  # a Classifier that trains nothing cannot be asked to
-            module.training = False
+        self.requires_grad_(False).eval()
 
     @property
     def depth(self) -> int:
