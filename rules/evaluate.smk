@@ -228,6 +228,7 @@ rule study_page:
         volumes=shards(f"{NORMALIZED}.tsv"),
         splits="results/cohorts/splits.tsv",
         duplicates="results/cohorts/duplicates.tsv",
+        dropped="results/cohorts/dropped.tsv",
         quality=expand("results/quality/{cohort}.tsv", cohort=COHORTS),
         performance="results/evaluation/performance.tsv",
         efficiency="results/evaluation/efficiency.tsv",

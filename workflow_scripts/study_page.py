@@ -12,6 +12,7 @@ from fedbrain.report.study_page import landing_page, study_page
 from fedbrain.tables import (
     CALIBRATION,
     COMPARISONS,
+    DROPPED,
     DUPLICATES,
     EFFICIENCY,
     EXCLUDED,
@@ -69,6 +70,7 @@ material = Material(
     versions=versions(*packages(snakemake.params.study)),
     figures={Path(path).stem: smaller(path) for path in snakemake.input.figures},
     external=snakemake.params.external,
+    dropped=read_table(snakemake.input.dropped, DROPPED),
     extra={Path(path).stem: read_table(path, {}) for path in snakemake.input.extra},
 )
 page = study_page(material)

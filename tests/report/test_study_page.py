@@ -12,6 +12,7 @@ from jinja2 import Environment
 from study_material import FEDAVG, LOCAL, STUDY, a_table, arguments, comparison, performance_row, summary
 
 from fedbrain.cohorts.intake import ON_EXCLUDE_LIST
+from fedbrain.cohorts.splits import KNOWN
 from fedbrain.registry import REFERENCES, REGISTRY
 from fedbrain.report.citations import OF_RULE, SOURCES
 from fedbrain.report.material import Material
@@ -319,7 +320,7 @@ def test_the_flow_counts_scans_and_subjects_by_hand(given):
         "Left out at intake: 1 scan 1: no diagnosis",
         "Taken in: 6 scans 6 subjects",
         "Failed in preprocessing: 2 scans 2: constant",
-        "Dropped for their quality: 0 scans",
+        "Dropped: 0 scans",
         "Used: 4 scans 4 subjects",
         "Training: 1 subject 1 control, 0 dementia a: 1 + 0",
         "Validation: 1 subject 0 control, 1 dementia b: 0 + 1",
@@ -329,6 +330,16 @@ def test_the_flow_counts_scans_and_subjects_by_hand(given):
     outline = words(html[html.index("The diagram in words") :].split("</details>")[0].partition(">")[2])
     assert "Failed: constant: 2." in outline
     assert "Test, b: 1 subject (1 control, 0 dementia)." in outline
+
+
+def test_a_scan_whose_person_trains_elsewhere_is_dropped_with_that_reason_and_not_used(given):
+    sound = given["quality"]["b"].query("kept == 1")["scan"].iloc[0]
+    given["dropped"] = pd.DataFrame([{"cohort": "b", "scan": sound, "reason": KNOWN}])
+    html = section(write(given), "cohorts")
+    drawn = words(re.search(r"<svg.*?</svg>", html, re.DOTALL)[0])
+    assert "Dropped: 1 scan 1: a person that another cohort has" in drawn
+    assert "Used: 3 scans" in drawn
+    assert next(row for row in rows_of(html, "scans-table") if row[0] == "b")[-2:] == ["1", "1"]
 
 
 def test_long_reasons_are_counted_together_in_the_diagram_and_all_told_below(given):

@@ -7,6 +7,7 @@ from html import escape
 
 import pandas as pd
 
+from fedbrain.cohorts.splits import KNOWN
 from fedbrain.report.html import Html, items, join
 from fedbrain.report.material import Material
 from fedbrain.report.numbers import counted
@@ -29,7 +30,7 @@ class Flow:
     included: int
     included_subjects: int
     failed: list[tuple[str, int]]
-    dropped: int
+    dropped: list[tuple[str, int]]
     used: int
     used_subjects: int
     sides: dict[str, dict[str, tuple[int, int]]]  # side -> cohort -> subjects of label 0 and 1
@@ -49,7 +50,9 @@ def flow(material: Material) -> Flow:
         if (side, cohort) in of_places.groups:
             labels = of_places.get_group((side, cohort))["label"]
             sides[side][cohort] = (int((labels == 0).sum()), int((labels == 1).sum()))
-    quality = material.quality.values()
+    used = sum(map(len, material.used.values()))
+    unsound = sum(int(((t["status"] == "ok") & (t["kept"] == 0)).sum()) for t in material.quality.values())
+    known = sum(int((t["kept"] == 1).sum()) for t in material.quality.values()) - used
     return Flow(
         found=sum(map(len, material.scans.values())) + sum(map(len, material.excluded.values())),
         found_subjects=len(subjects),
@@ -57,8 +60,8 @@ def flow(material: Material) -> Flow:
         included=sum(map(len, material.scans.values())),
         included_subjects=sum(table["subject"].nunique() for table in material.scans.values()),
         failed=_counted(failures(table) for table in material.volumes.values()),
-        dropped=sum(int(((t["status"] == "ok") & (t["kept"] == 0)).sum()) for t in quality),
-        used=sum(int((t["kept"] == 1).sum()) for t in quality),
+        dropped=[(reason, number) for reason, number in (("for their quality", unsound), (KNOWN, known)) if number],
+        used=used,
         used_subjects=len(material.splits),
         sides=sides,
         cohorts=len(material.cohorts),
@@ -84,7 +87,8 @@ def outline(told: Flow, classes: Sequence[str]) -> Html:
     lines.append(f"Taken in: {_scans(told.included)} of {_subjects(told.included_subjects)}.")
     lines.append(f"Failed in preprocessing: {_scans(sum(n for _, n in told.failed))}.")
     lines += [f"Failed: {reason}: {count}." for reason, count in told.failed]
-    lines.append(f"Dropped for their quality: {_scans(told.dropped)}.")
+    lines.append(f"Dropped: {_scans(sum(n for _, n in told.dropped))}.")
+    lines += [f"Dropped: {reason}: {count}." for reason, count in told.dropped]
     lines.append(f"Used: {_scans(told.used)} of {_subjects(told.used_subjects)}.")
     for side, cohorts in told.sides.items():
         lines.append(f"{SIDE_NAMES[side]}: {_classes(_total(cohorts), classes)}.")
@@ -123,7 +127,8 @@ def diagram(told: Flow, classes: Sequence[str]) -> Html:
         _reasons(told.failed),
     )
     sound = told.included - sum(n for _, n in told.failed)
-    step(f"Preprocessed: {_scans(sound)}", [], f"Dropped for their quality: {_scans(told.dropped)}", [])
+    dropped = f"Dropped: {_scans(sum(n for _, n in told.dropped))}"
+    step(f"Preprocessed: {_scans(sound)}", [], dropped, _reasons(told.dropped))
     box, height = _box(*main, y, f"Used: {_scans(told.used)}", [_subjects(told.used_subjects)])
     parts.append(box)
     middle, bar = main[0] + main[1] / 2, y + height + 18

@@ -8,6 +8,7 @@ import pandas as pd
 
 from fedbrain.evaluation.reported import reported_auc
 from fedbrain.registry import REFERENCES
+from fedbrain.tables import DROPPED
 
 SITE_ONLY = ("site_only", "none", "none")  # the baseline among the cells
 POOLED = "pooled"
@@ -28,6 +29,7 @@ class Material:
         scans, excluded, passed_over, volumes, quality: per cohort (tables.SCANS, EXCLUDED, PASSED_OVER, VOLUMES, QUALITY), in the
             order of the config.
         splits: tables.SPLITS.
+        dropped: tables.DROPPED; those of an external cohort whose person another cohort has count here alone, ``quality`` keeps them.
         duplicates: tables.DUPLICATES.
         performance, efficiency, comparisons, calibration, thresholds, subgroups: tables.PERFORMANCE and so on.
         site_effects, site_variance: by frozen encoder (tables.SITE_EFFECTS, SITE_VARIANCE).
@@ -67,11 +69,21 @@ class Material:
     figures: Mapping[str, bytes] = field(default_factory=dict)
     extra: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     external: Sequence[str] = ()
+    dropped: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(DROPPED)))
 
     @property
     def cohorts(self) -> list[str]:
         """Their names, in the order of the config."""
         return list(self.scans)
+
+    @cached_property
+    def used(self) -> dict[str, pd.Series]:
+        """The scans of each cohort that take part."""
+        result = {}
+        for cohort, table in self.quality.items():
+            out = self.dropped.loc[self.dropped["cohort"] == cohort, "scan"]
+            result[cohort] = table.loc[(table["kept"] == 1) & ~table["scan"].isin(out), "scan"]
+        return result
 
     @property
     def level(self) -> str:

@@ -33,7 +33,7 @@ def _scan_table(material: Material) -> Html:
     rows = []
     for cohort, scans in material.scans.items():
         quality, excluded = material.quality[cohort], material.excluded[cohort]
-        sound, used = int((quality["status"] == "ok").sum()), int((quality["kept"] == 1).sum())
+        sound, used = int((quality["status"] == "ok").sum()), len(material.used[cohort])
         rows.append([cohort, len(scans) + len(excluded), len(excluded), len(scans) - sound, sound - used, used])
     header = columns("cohort", "#found", "#left out", "#failed", "#dropped", "#used")
     return table("scans-table", "Scans of each cohort", header, rows, total=_total(rows))
@@ -43,9 +43,8 @@ def _subject_table(material: Material) -> Html:
     negative, positive = material.classes
     rows = []
     for cohort, scans in material.scans.items():
-        mine, quality = material.splits[material.splits["cohort"] == cohort], material.quality[cohort]
-        used = quality.loc[quality["kept"] == 1, "scan"]
-        people = scans[scans["scan"].isin(used)].drop_duplicates("subject")
+        mine = material.splits[material.splits["cohort"] == cohort]
+        people = scans[scans["scan"].isin(material.used[cohort])].drop_duplicates("subject")
         ages, sexes = people["age"].dropna(), people["sex"].dropna()
         rows.append(
             [

@@ -75,7 +75,7 @@ def _participants(material: Material, cite: Citations) -> str:
     negative, positive = material.classes
     splits, split = material.splits, material.study["splits"]
     simulated = f" Simulated (phantoms): {listed(material.phantoms)}." if material.phantoms else ""
-    used = sum(int((table["kept"] == 1).sum()) for table in material.quality.values())
+    used = sum(map(len, material.used.values()))
     rest = 1 - split["validation"] - split["test"]
     by_side = {side: int((splits["split"] == side).sum()) for side in ("train", "validation", "test")}
     return (

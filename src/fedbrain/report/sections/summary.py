@@ -138,7 +138,7 @@ def _baseline(material: Material) -> Html:
 def _facts(material: Material) -> Html:
     splits = material.splits
     runs = sum(len(cell[3]) for cell in material.cells)
-    used = sum(int((table["kept"] == 1).sum()) for table in material.quality.values())
+    used = sum(map(len, material.used.values()))
     best = material.best
     facts = [
         (f"{len(material.cohorts)}", "cohorts"),
