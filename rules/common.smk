@@ -326,6 +326,12 @@ def batches():
 
 def cell_work(wildcards):
     """What decides the memory and the time of a cell's job."""
+    training = study.training_options(STUDY, wildcards.head, wildcards.tuning)
+    further = 0
+    if wildcards.aggregation not in registry.REFERENCES:
+        how = registry.build("aggregation", wildcards.aggregation, options("aggregation", wildcards.aggregation))
+        in_rounds = training["rounds"] * training["local_epochs"] if how.own_model == "rounds" else 0
+        further = in_rounds + getattr(how, "personal_epochs", 0)
     tuned = registry.build("tuning", wildcards.tuning, options("tuning", wildcards.tuning))
     return work.CellWork(
         scans=SCANS,
@@ -334,7 +340,8 @@ def cell_work(wildcards):
         cut=KEPT[wildcards.head, wildcards.tuning].cut,
         adapters=study.kind_of(STUDY, "tuning", wildcards.tuning) in LIGHT,
         downsample=options("head", wildcards.head).get("downsample", 1),
-        training=study.training_options(STUDY, wildcards.head, wildcards.tuning),
+        training=training,
+        further_epochs=further,
         gpu=bool(gpu("train_cell")),
         threads=cpu_threads("train_cell"),
     )

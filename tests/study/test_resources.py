@@ -29,6 +29,7 @@ def test_more_work_asks_for_more():
         assert resources.train_minutes(larger, 1) > resources.train_minutes(LINEAR, 1)
     assert resources.train_memory(FULL, 1) > resources.train_memory(LORA, 1)
     assert resources.train_minutes(replace(LINEAR, scans=2000), 1) > resources.train_minutes(LINEAR, 1)
+    assert resources.train_minutes(replace(FULL, further_epochs=50), 1) > resources.train_minutes(FULL, 1)
     assert resources.train_memory(replace(FULL, clients=8), 1) > resources.train_memory(FULL, 1)
 
 

@@ -31,6 +31,7 @@ class CellWork:
     adapters: bool  # few parameters are trained
     downsample: int  # of ResNet18
     training: dict
+    further_epochs: int = 0  # over all training scans, beyond the rounds: of models of the clients' own
     gpu: bool = False
     threads: int = 1
 
@@ -100,7 +101,7 @@ def train_minutes(cell: CellWork, attempt: int) -> int:
         step = RESNET_SECONDS / cell.downsample**3
     else:
         step = HEAD_SECONDS.get(cell.head, 0.8) + BLOCK_SECONDS * cell.blocks
-    scans = cell.scans * cell.training["rounds"] * cell.training["local_epochs"]
+    scans = cell.scans * (cell.training["rounds"] * cell.training["local_epochs"] + cell.further_epochs)
     faster = GPU_SPEED if cell.gpu else max(1, 0.7 * cell.threads)
     return doubling(5 + scans * step / faster / 60, attempt)
 
