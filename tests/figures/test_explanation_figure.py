@@ -108,6 +108,16 @@ def test_groups_have_their_numbers_and_the_check_its_means(maps, table, randomis
     assert [tick.get_text() for tick in correlation.get_xticklabels()] == ["none", "head", "patches"]
 
 
+def test_no_point_of_the_check_is_outside_its_axes(maps, table, randomisation, template):
+    randomisation["spearman"] -= 1.2
+    figure = explanation(maps, table, randomisation, template, AFFINE)
+    axes = figure.subfigs[-1].axes[0]
+    low, high = axes.get_ylim()
+    drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()])
+    assert low < drawn.min() < -0.9
+    assert drawn.max() < high
+
+
 def test_without_a_check_the_figure_says_so(maps, table, randomisation, template):
     figure = explanation(maps, table, randomisation[:0], template, AFFINE)
     assert any("not checked" in text for text in texts(figure))

@@ -190,7 +190,8 @@ def _draw_randomisation(part, methods: Sequence[str], randomisation: pd.DataFram
         axes.set_title(title, fontsize=SMALL, fontweight="normal")
         names = ["none", *(stage.replace("patch embedding", "patches") for stage in stages["stage"])]
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-        axes.set_ylim(min(-0.25, float(randomisation[measure].min()) - 0.05), 1.08)
+    least = float(randomisation[list(MEASURES)].min().min())  # the panels share the axis
+    panels[0].set_ylim(min(-0.25, least - 0.05), 1.08)
     panels[0].set_ylabel(f"mean of {len(scans)} scan{'s' * (len(scans) != 1)}")
     part.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
 
