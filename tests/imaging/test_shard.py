@@ -8,23 +8,13 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+from coarse import COARSE
 
 from fedbrain.errors import StudyError
 from fedbrain.imaging import derivatives, histogram, intensity, layout, nyul, quality, registration, shard
 from fedbrain.imaging.faults import is_of_machine
 from fedbrain.imaging.reading import ScanFailure
 from fedbrain.tables import HISTOGRAM, MANIFEST, VOLUMES
-
-# Coarse and short: these tests are about the shard, not about the fit. Their heads are balls, which fit no template.
-RECIPE = {
-    "extractor": "provided",
-    "bias_field_spacing": 8.0,
-    "bias_field_iterations": [2],
-    "registration_resolution": 4,
-    "registration_iterations": [3],
-    "registration_search_below": 0,
-    "registration_least_similarity": 0,
-}
 
 
 def manifest(paths, mask=None):
@@ -62,7 +52,7 @@ def make_head(seed):
 
 
 def run(scans, folder, **changes):
-    return shard.preprocess_shard(scans, folder, RECIPE | changes, cohort="c")
+    return shard.preprocess_shard(scans, folder, COARSE | changes, cohort="c")
 
 
 def refuse_to_compute(monkeypatch):
@@ -433,7 +423,7 @@ def test_the_record_says_what_was_done(heads, tmp_path):
     assert record["key"] == table["key"][0]
     assert record["source"]["sha256"] == table["sha256"][0]
     # The path of an extractor's weights decides nothing; their checksum does.
-    assert record["method"]["recipe"] | {"extractor_weights": None} == shard.complete_recipe(RECIPE)
+    assert record["method"]["recipe"] | {"extractor_weights": None} == shard.complete_recipe(COARSE)
     assert "extractor_weights" not in record["method"]["recipe"]
     # The determinant in the table is that of the inverse of the transform on record.
     found = np.array(record["steps"][3]["parameters"]["mni_to_scanner"])

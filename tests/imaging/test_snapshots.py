@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from coarse import COARSE
 from PIL import Image
 
 from fedbrain.imaging import layout, snapshots
@@ -101,17 +102,6 @@ def test_a_brain_that_lies_beside_the_template_is_seen_to(parts):
         assert (tile[inside].min() > 150) == bright
         height, width = extent(outlined(tile, snapshots.TEMPLATE_COLOUR))
         assert height == pytest.approx(width, abs=3)
-
-
-COARSE = {
-    "extractor": "provided",
-    "bias_field_spacing": 8.0,
-    "bias_field_iterations": [2],
-    "registration_resolution": 4,
-    "registration_iterations": [3],
-    "registration_search_below": 0,
-    "registration_least_similarity": 0,
-}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 NONE = "–"
 MOST = 400  # rows of one table; the rest is in the file
@@ -140,3 +141,29 @@ def _cell(value, column: Column, head: bool) -> str:
 
 def _kind(kind: str) -> str:
     return f' class="{kind}"' if kind else ""
+
+
+def beside(name: str) -> str:
+    """A style sheet or script of this package."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def opening(title: str, look: str, *further: str) -> list[str]:
+    """The beginning of a page that is one file, up to its body: ``title`` as it is, the style sheet ``look``, further elements.
+
+    Nothing is fetched, whatever a name in the data may look like.
+    """
+    return [
+        "<!doctype html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src '
+        "'unsafe-inline'; script-src 'unsafe-inline'\">",
+        f"<title>{escape(title)}</title>",
+        f"<style>\n{beside('base.css')}{beside(look)}</style>",
+        *further,
+        "</head>",
+        "<body>",
+    ]

@@ -15,11 +15,11 @@ import pandas as pd
 
 from fedbrain.imaging import layout
 from fedbrain.imaging.outliers import FEWEST, METRICS, badness, drop_words, zscores
+from fedbrain.report.html import beside, opening
 
 MOST_BYTES = 28 << 20  # of snapshots in one page, which grow by a third as text; about 1,000 scans
 MANY = 25  # sound scans of a cohort; with fewer, flags by chance are frequent (docs/quality.md)
 NONE = "–"
-HERE = Path(__file__).parent
 
 
 def quality_page(
@@ -67,18 +67,7 @@ def quality_page(
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
     return "\n".join(
         [
-            "<!doctype html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            # Nothing is fetched, whatever a name in the data may look like.
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src '
-            "'unsafe-inline'; script-src 'unsafe-inline'\">",
-            f"<title>{escape(cohort)}: quality of the scans</title>",
-            f"<style>\n{_beside('base.css')}{_beside('quality_page.css')}</style>",
-            "</head>",
-            "<body>",
+            *opening(f"{cohort}: quality of the scans", "quality_page.css"),
             _header(assessed, cohort, title, settings, len(pictures)),
             _legend(metrics, settings),
             _controls(metrics),
@@ -88,15 +77,11 @@ def quality_page(
             "</div>",
             _help(),
             f'<script type="application/json" id="data">{text}</script>',
-            f"<script>\n{_beside('base.js')}{_beside('quality_page.js')}</script>",
+            f"<script>\n{beside('base.js')}{beside('quality_page.js')}</script>",
             "</body>",
             "</html>\n",
         ]
     )
-
-
-def _beside(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
 
 
 def _ranked(assessed: pd.DataFrame, z: pd.DataFrame) -> list:

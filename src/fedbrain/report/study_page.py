@@ -7,9 +7,8 @@ counts and results only, never a subject's id. The same page is the landing page
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
-from fedbrain.report.html import Html, p
+from fedbrain.report.html import Html, beside, opening, p
 from fedbrain.report.material import Material
 from fedbrain.report.sections import (
     alarms,
@@ -29,8 +28,6 @@ from fedbrain.report.sections import (
     training,
     warnings,
 )
-
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -76,20 +73,12 @@ def study_page(material: Material) -> str:
     title = escape(material.study["title"])
     return "\n".join(
         [
-            "<!doctype html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            # Nothing is fetched, whatever a name in the data may look like.
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src '
-            "'unsafe-inline'; script-src 'unsafe-inline'\">",
-            f"<title>{title}</title>",
-            f"<style>\n{_beside('base.css')}{_beside('study_page.css')}</style>",
-            # Before anything is drawn, so that a page that was dark does not flash.
-            f"<script>\n{_beside('theme.js')}</script>",
-            "</head>",
-            "<body>",
+            *opening(
+                material.study["title"],
+                "study_page.css",
+                # Before anything is drawn, so that a page that was dark does not flash.
+                f"<script>\n{beside('theme.js')}</script>",
+            ),
             '<a class="skip" href="#main">To the content</a>',
             f'<header>\n<p class="kind">Study report</p>\n<h1>{title}</h1>\n{alarms.alarms(material)}</header>',
             _controls(),
@@ -100,7 +89,7 @@ def study_page(material: Material) -> str:
             "</main>",
             "</div>",
             f"<footer>\n{_footer(material)}</footer>",
-            f"<script>\n{_beside('base.js')}{_beside('study_page.js')}</script>",
+            f"<script>\n{beside('base.js')}{beside('study_page.js')}</script>",
             "</body>",
             "</html>\n",
         ]
@@ -121,10 +110,6 @@ def landing_page(page: str) -> str:
         framed = framed.replace(character, code)
     html = f'<iframe id="study-page" title="Study report" srcdoc="{framed}"></iframe>'
     return ".. raw:: html\n\n" + "\n".join(f"    {line}" for line in html.splitlines()) + "\n"
-
-
-def _beside(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
 
 
 def _section(id: str, title: str, body: Html) -> str:
