@@ -50,6 +50,7 @@ rule score_members:
         runtime=lambda wildcards, attempt: at_most("runtime", work.train_minutes(cell_work(wildcards), attempt)),
     params:
         code=code("score_members.py"),
+        cell_code=cell_code,
         cohorts=COHORTS,
         run=settings_of,
         shadow=lambda wildcards: (

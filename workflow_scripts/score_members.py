@@ -36,7 +36,7 @@ if shadow is not None:
     folder = Path(snakemake.output[0]).with_suffix("")  # where a job that was killed goes on
     splits = read_table(snakemake.input.splits, SPLITS)
     clients = shadow_clients(clients, splits, shadow, run["seed"])
-    train_cell(clients, folder=folder, code=run["code"], **cell)
+    train_cell(clients, folder=folder, code=snakemake.params.cell_code, **cell)
 write_table(member_logits(clients, folder=folder, **cell), snakemake.output[0])
 if shadow is not None:
     shutil.rmtree(folder)

@@ -106,36 +106,29 @@ def test_dropping_all_cases_of_a_cohort_stops_before_training_and_names_it(copy)
 
 
 @pytest.mark.browser
-def test_the_pages_are_in_the_report_where_the_config_says_so_and_beside_it_otherwise(study, copy, tmp_path):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium (Debian: chromium)")
-    from playwright.sync_api import sync_playwright
-
+def test_the_pages_are_in_the_report_where_the_config_says_so_and_beside_it_otherwise(study, copy, tmp_path, browser):
     set_quality(copy, in_report=True)
     assert copy.planned() == Counter(study_page=1)
     copy.snakemake()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_context(offline=True, viewport={"width": 1400, "height": 1000}).new_page()
-        page.goto((study.folder / "results/report.html").as_uri())
-        first = page.frame_locator("#study-page")
-        first.get_by_role("heading", name="Small study").wait_for()
-        assert page.get_by_text("Quality", exact=True).count() == 0
-        with page.expect_popup() as opened:
-            first.get_by_text("scans of alpha", exact=True).click()
-        opened.value.wait_for_selector("article")
-        assert "Quality of the scans: alpha" in opened.value.inner_text("h1")
-        alone = tmp_path / "report.html"
-        shutil.copyfile(copy.folder / "results/report.html", alone)
-        page.goto(alone.as_uri())
-        page.get_by_text("Quality", exact=True).first.click()
-        rows = page.locator("table.table-auto tbody tr")
-        rows.first.wait_for()
-        assert [page.get_by_text(cohort, exact=True).count() > 0 for cohort in COHORTS] == [True] * 3  # a switch
-        rows.first.locator("a").first.click()
-        page.wait_for_timeout(500)
-        frames = [frame for frame in page.frames if frame.query_selector("article")]
-        assert frames, "the page opens within the report"
-        assert frames[0].query_selector("#snippet").inner_text().startswith("cohorts:")
-        browser.close()
+    page = browser.new_context(offline=True, viewport={"width": 1400, "height": 1000}).new_page()
+    page.goto((study.folder / "results/report.html").as_uri())
+    first = page.frame_locator("#study-page")
+    first.get_by_role("heading", name="Small study").wait_for()
+    assert page.get_by_text("Quality", exact=True).count() == 0
+    with page.expect_popup() as opened:
+        first.get_by_text("scans of alpha", exact=True).click()
+    opened.value.wait_for_selector("article")
+    assert "Quality of the scans: alpha" in opened.value.inner_text("h1")
+    alone = tmp_path / "report.html"
+    shutil.copyfile(copy.folder / "results/report.html", alone)
+    page.goto(alone.as_uri())
+    page.get_by_text("Quality", exact=True).first.click()
+    rows = page.locator("table.table-auto tbody tr")
+    rows.first.wait_for()
+    assert [page.get_by_text(cohort, exact=True).count() > 0 for cohort in COHORTS] == [True] * 3  # a switch
+    rows.first.locator("a").first.click()
+    page.wait_for_timeout(500)
+    frames = [frame for frame in page.frames if frame.query_selector("article")]
+    assert frames, "the page opens within the report"
+    assert frames[0].query_selector("#snippet").inner_text().startswith("cohorts:")
+    page.context.close()

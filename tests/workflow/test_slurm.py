@@ -8,11 +8,22 @@ from one_node_slurm import missing
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 
-NOT_ASKED_FOR = {  # without DICOM folders, a fitted intensity, a harmonized cell, an export; other tests run them
+# Without DICOM folders, a fitted intensity, a harmonized cell, an export, cells that leave a cohort out, models of the
+# clients' own, an audit, maps; other tests run them.
+NOT_ASKED_FOR = {
+    "audit_privacy",
+    "compare_personal_models",
     "convert_dicom",
+    "evaluate_transfer",
+    "explain_cell",
     "export_derivatives",
     "fit_harmonization",
     "fit_intensity",
+    "plot_explanation",
+    "plot_membership",
+    "plot_personalisation",
+    "plot_transfer",
+    "score_members",
     "share_intensity",
     "standardize_shard",
 }
