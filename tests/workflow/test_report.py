@@ -80,8 +80,8 @@ def test_the_first_page_fits_the_window(page):
 
 def test_every_figure_is_visible(page, study):
     figures = sorted((study.folder / "results/figures").glob("*.svg"))
-    # Eleven for the study; two for each of five models; contribution weights for two of them.
-    assert len(figures) == 11 + 2 * 5 + 2
+    # Ten for the study; two for each of five models; contribution weights for two of them.
+    assert len(figures) == 10 + 2 * 5 + 2
     seen = set()
     for category in ("Performance", "Training", "Data", "Aggregation"):
         page.get_by_text(category, exact=True).first.click()
