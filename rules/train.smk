@@ -11,13 +11,7 @@ rule train_cell:
         harmonization=harmonization_file,
         weights=lambda wildcards: weights_file(trained_weights(wildcards)),
     output:
-        rounds=f"{RUN}/rounds.tsv",
-        predictions=f"{RUN}/predictions.tsv",
-        validation=f"{RUN}/predictions_validation.tsv",
-        predictions_global=f"{RUN}/predictions_global.tsv",
-        validation_global=f"{RUN}/predictions_global_validation.tsv",
-        model=f"{RUN}/model.safetensors",
-        summary=f"{RUN}/summary.json",
+        [f"{RUN}/{name}" for name in RUN_RESULTS],
     log:
         "results/logs/train_cell/{head}-{tuning}-{aggregation}-{seed}.log",
     benchmark:
@@ -40,13 +34,7 @@ rule train_cell:
 # The same job, but for the cohort that only has test scans in it.
 use rule train_cell as train_cell_without with:
     output:
-        rounds=f"{RUN_WITHOUT}/rounds.tsv",
-        predictions=f"{RUN_WITHOUT}/predictions.tsv",
-        validation=f"{RUN_WITHOUT}/predictions_validation.tsv",
-        predictions_global=f"{RUN_WITHOUT}/predictions_global.tsv",
-        validation_global=f"{RUN_WITHOUT}/predictions_global_validation.tsv",
-        model=f"{RUN_WITHOUT}/model.safetensors",
-        summary=f"{RUN_WITHOUT}/summary.json",
+        [f"{RUN_WITHOUT}/{name}" for name in RUN_RESULTS],
     log:
         "results/logs/train_cell_without/{head}-{tuning}-{aggregation}-{left_out}-{seed}.log",
     benchmark:
